@@ -1,0 +1,201 @@
+"""The client: settings, fields common to all events, and a transmission."""
+
+from __future__ import annotations
+
+import queue
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Callable
+
+from libhoney import transmission
+from libhoney.builder import Builder
+from libhoney.event import Event
+from libhoney.fields import FieldHolder
+from libhoney.internal import check_sample_rate, get_logger, mask, warn_once
+
+DEFAULT_API_HOST = "https://api.honeycomb.io"
+
+_CLASSIC_KEY = re.compile(r"[0-9a-f]{32}|hc[a-z]ic_[0-9a-z]{58}")
+
+
+def IsClassicKey(key: str | None) -> bool:  # noqa: N802 - users know it by this name
+    """Tell whether a key belongs to Honeycomb Classic, where each event names its dataset.
+
+    No key counts as classic.
+    """
+    return not key or _CLASSIC_KEY.fullmatch(key) is not None
+
+
+class Client:
+    """Makes events and hands them to a transmission.
+
+    Also a context manager that closes itself.
+    """
+
+    def __init__(
+        self,
+        writekey: str = "",
+        dataset: str = "",
+        sample_rate: int = 1,
+        api_host: str = DEFAULT_API_HOST,
+        max_concurrent_batches: int = 10,
+        max_batch_size: int | None = None,
+        send_frequency: float = 0.25,
+        block_on_send: bool = False,
+        block_on_response: bool = False,
+        transmission_impl: Any = None,
+        user_agent_addition: str = "",
+        debug: bool = False,
+        **transmission_settings: Any,
+    ) -> None:
+        """Make a client and start its transmission.
+
+        `transmission_impl` is used as it is. Without one a `Transmission` is made of the other
+        settings, among them `max_pending`, `max_responses`, `compression`, `gzip_enabled`,
+        `gzip_compression_level`, `proxies` and `statsd` (see `Transmission`).
+
+        Raises ValueError, naming the setting, for a value that cannot work.
+        """
+        self.debug = debug
+        self._logger = get_logger("honeycomb-sdk", debug)
+        self.writekey = writekey
+        self.dataset = self._choose_dataset(writekey, dataset)
+        self.api_host = api_host
+        self.sample_rate = check_sample_rate(sample_rate)
+        self.fields = FieldHolder()
+        self.block_on_response = block_on_response
+        if transmission_impl is None:
+            transmission_impl = transmission.Transmission(
+                max_concurrent_batches=max_concurrent_batches,
+                max_batch_size=max_batch_size,
+                send_frequency=send_frequency,
+                block_on_send=block_on_send,
+                block_on_response=block_on_response,
+                user_agent_addition=user_agent_addition,
+                debug=debug,
+                **transmission_settings,
+            )
+        self.xmit = transmission_impl
+        self.xmit.start()
+        self._responses: queue.Queue[Any] = self.xmit.get_response_queue()
+
+    def _choose_dataset(self, writekey: str, dataset: str) -> str:
+        if IsClassicKey(writekey):
+            return dataset
+        trimmed = (dataset or "").strip()
+        if trimmed != (dataset or ""):
+            self._logger.error("dataset %r has spaces around it: they are left out", dataset)
+        if not trimmed:
+            self._logger.error("no dataset is set: events go to unknown_dataset")
+            return "unknown_dataset"
+        return trimmed
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def log(self, msg: str, *args: Any, **kwargs: Any) -> None:
+        """Log a message in debug mode."""
+        if self.debug:
+            self._logger.debug(msg, *args, **kwargs)
+
+    def responses(self) -> queue.Queue[Any]:
+        """Return the queue on which each event's response appears, and None at the end."""
+        return self._responses
+
+    def add_field(self, name: str, val: Any) -> None:
+        """Set one field of all events."""
+        self.fields.add_field(name, val)
+
+    def add_dynamic_field(self, fn: Callable[[], Any]) -> None:
+        """Add a function called for each new event. Raises TypeError unless it is callable."""
+        self.fields.add_dynamic_field(fn)
+
+    def add(self, data: Mapping[str, Any]) -> None:
+        """Set many fields of all events. Raises TypeError unless `data` is a mapping."""
+        self.fields.add(data)
+
+    def new_event(self, data: Mapping[str, Any] | None = None) -> Event:
+        """Make an event with `data` over the client's fields.
+
+        Raises TypeError where `data` is not a mapping.
+        """
+        return Event(data=data, client=self)
+
+    def new_builder(
+        self,
+        data: Mapping[str, Any] | None = None,
+        dyn_fields: Iterable[Callable[[], Any]] | None = None,
+        fields: FieldHolder | None = None,
+    ) -> Builder:
+        """Make a builder of this client."""
+        return Builder(data, dyn_fields or (), fields, self)
+
+    def send(self, event: Event) -> None:
+        """Hand the event to the transmission, unsampled.
+
+        An event without fields, key, dataset or API host is not sent; its response says so.
+        """
+        if event._data and event.writekey and event.dataset and event.api_host:
+            try:
+                self.xmit.send(event)
+            except Exception:
+                warn_once(
+                    self._logger,
+                    ("send", type(self.xmit)),
+                    "%s.send raised; the event is lost",
+                    type(self.xmit).__name__,
+                    exc_info=True,
+                )
+        else:
+            self._refuse(event)
+
+    def _refuse(self, event: Event) -> None:
+        missing = [
+            name
+            for name, value in (
+                ("fields", event.fields()),
+                ("writekey", event.writekey),
+                ("dataset", event.dataset),
+                ("api_host", event.api_host),
+            )
+            if not value
+        ]
+        reason = "event not sent; it has no " + ", ".join(missing)
+        self.log("%s (key %s)", reason, mask(event.writekey))
+        self.send_dropped_response(event, reason)
+
+    def send_now(self, data: Mapping[str, Any]) -> None:
+        """Make an event with `data` and send it. Raises TypeError unless `data` is a mapping."""
+        event = self.new_event()
+        event.add(data)
+        event.send()
+
+    def send_dropped_response(
+        self, event: Event, reason: str = "event dropped due to sampling"
+    ) -> None:
+        """Put a response on the queue for an event that is not sent."""
+        transmission.report_dropped(self.xmit, self._responses, event.metadata, reason)
+
+    def flush(self, timeout: float = 10.0) -> bool:
+        """Send what waits and wait for the answers, at most `timeout` seconds.
+
+        Return True when all was answered.
+        """
+        return self._finish("flush", timeout)
+
+    def close(self, timeout: float = 10.0) -> bool:
+        """Flush, then stop the transmission. Return True when all was answered in time."""
+        return self._finish("close", timeout)
+
+    def _finish(self, verb: str, timeout: float) -> bool:
+        method = getattr(self.xmit, verb, None)
+        if method is None:
+            return True
+        try:
+            return transmission.call_with_timeout(method, timeout) is not False
+        except Exception:
+            self._logger.warning("%s.%s raised", type(self.xmit).__name__, verb, exc_info=True)
+            return False

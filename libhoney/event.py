@@ -1,0 +1,174 @@
+"""One event: fields, where they go, and when they were made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, Callable
+
+from libhoney import state
+from libhoney.internal import get_logger, warn_once
+
+if TYPE_CHECKING:
+    from libhoney.client import Client
+    from libhoney.fields import FieldHolder
+
+
+class Event:
+    """Fields on their way to Honeycomb.
+
+    `writekey`, `dataset`, `api_host` and `sample_rate` start as the client's and may be set on the
+    event alone. `metadata` comes back with the event's response and is not sent.
+    """
+
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "_created",
+        "_data",
+        "api_host",
+        "client",
+        "dataset",
+        "metadata",
+        "sample_rate",
+        "writekey",
+    )
+
+    api_host: str
+    client: Client | None
+    dataset: str
+    metadata: Any
+    sample_rate: int
+    writekey: str
+
+    def __init__(
+        self,
+        data: Mapping[str, Any] | None = None,
+        dyn_fields: Iterable[Callable[[], Any]] = (),
+        fields: FieldHolder | None = None,
+        client: Client | None = None,
+    ) -> None:
+        """Make an event of `fields`, then `data`, then one value of each dynamic field.
+
+        Raises TypeError where `data` is not a mapping.
+        """
+        self._created: float | datetime = time.time()
+        self._data: dict[str, Any] = {}
+        self.metadata = None
+        client = client if client is not None else state.G_CLIENT
+        self.client = client
+        if client is not None:
+            self.writekey = client.writekey
+            self.dataset = client.dataset
+            self.api_host = client.api_host
+            self.sample_rate = client.sample_rate
+            self._data.update(client.fields._data)
+            _evaluate(client.fields._dyn_fields, self._data)
+        else:
+            self.writekey = self.dataset = self.api_host = ""
+            self.sample_rate = 1
+        if fields is not None:
+            self._data.update(fields._data)
+            _evaluate(fields._dyn_fields, self._data)
+        if data:
+            self.add(data)
+        _evaluate(dyn_fields, self._data)
+
+    @property
+    def created_at(self) -> datetime:
+        """The event's time: UTC, without a time zone. An aware time may be set as well."""
+        created = self._created
+        if isinstance(created, float):
+            return datetime.fromtimestamp(created, timezone.utc).replace(tzinfo=None)
+        return created
+
+    @created_at.setter
+    def created_at(self, value: datetime) -> None:
+        self._created = value
+
+    def add_field(self, name: str, val: Any) -> None:
+        """Set one field."""
+        self._data[name] = val
+
+    def add_metadata(self, md: Any) -> None:
+        """Set what comes back as `metadata` in this event's response."""
+        self.metadata = md
+
+    def add(self, data: Mapping[str, Any]) -> None:
+        """Set many fields. Raises TypeError unless `data` is a mapping."""
+        if not isinstance(data, Mapping):
+            raise TypeError("add requires a dict-like argument")
+        self._data.update(data)
+
+    def timer(self, name: str) -> Timer:
+        """Return a context manager that sets field `name` to the milliseconds spent inside."""
+        return Timer(self, name)
+
+    def fields(self) -> dict[str, Any]:
+        """Return the live dict of fields: what is changed in it is changed in the event."""
+        return self._data
+
+    def send(self) -> None:
+        """Send one in `sample_rate` such events, chosen at random; report the others as dropped."""
+        if self.client is None:
+            state.warn_uninitialized()
+        elif _should_drop(self.sample_rate):
+            self.client.send_dropped_response(self)
+        else:
+            self.client.send(self)
+
+    def send_presampled(self) -> None:
+        """Send the event: it was sampled before, at its `sample_rate`."""
+        if self.client is None:
+            state.warn_uninitialized()
+        else:
+            self.client.send(self)
+
+    def __str__(self) -> str:
+        """Return the fields as JSON."""
+        from libhoney.transmission.encoding import fields_json
+
+        return fields_json(self._data)
+
+
+class Timer:
+    """Times a block of code into a field of an event."""
+
+    __slots__ = ("_event", "_name", "_started")
+
+    def __init__(self, event: Event, name: str) -> None:
+        self._event = event
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter_ns()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._event.add_field(self._name, (time.perf_counter_ns() - self._started) / 1e6)
+
+
+def _evaluate(functions: Iterable[Callable[[], Any]], data: dict[str, Any]) -> None:
+    for function in tuple(functions):
+        name = getattr(function, "__name__", type(function).__name__)
+        try:
+            data[name] = function()
+        except Exception:
+            warn_once(
+                get_logger("honeycomb-sdk"),
+                ("dynamic field", name),
+                "dynamic field %s raised; events are sent without it",
+                name,
+                exc_info=True,
+            )
+
+
+def _should_drop(rate: Any) -> bool:
+    try:
+        if rate <= 1:
+            return False
+        import random
+
+        return random.random() * rate >= 1
+    except TypeError:
+        return False

@@ -1,0 +1,21 @@
+"""The global client that the functions of `libhoney` work on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Optional
+
+from libhoney.internal import get_logger, warn_once
+
+if TYPE_CHECKING:
+    from libhoney.client import Client
+
+G_CLIENT: Optional[Client] = None
+
+
+def warn_uninitialized() -> None:
+    """Say once that the library was used before `libhoney.init`."""
+    warn_once(
+        get_logger("honeycomb-sdk"),
+        "uninitialized",
+        "libhoney was used before libhoney.init() was called: nothing is sent",
+    )

@@ -1,0 +1,101 @@
+"""The contract of a transmission, and the queue its responses go to."""
+
+from __future__ import annotations
+
+import collections
+import queue
+import threading
+from typing import Any, Callable, Protocol
+
+Response = dict[str, Any]
+
+
+class BaseTransmission(Protocol):
+    """What a client asks of a transmission; people write their own."""
+
+    def start(self) -> None:
+        """Be ready for events."""
+
+    def send(self, event: Any) -> None:
+        """Take an event as it is now. Never raise, and wait only where settings say so."""
+
+    def flush(self, timeout: float = 10.0) -> bool:
+        """Deliver what was sent before this call; True when all was answered in time (seconds)."""
+
+    def close(self, timeout: float = 10.0) -> bool:
+        """Flush, then end; put None on the response queue."""
+
+    def get_response_queue(self) -> queue.Queue[Any]:
+        """Return the queue of responses, the same one at each call."""
+
+
+def response(
+    status_code: int, duration: float, metadata: Any, body: str = "", error: str | None = None
+) -> Response:
+    """Return what is told of one event; `status_code` 0 where no answer came, `duration` in ms."""
+    return {
+        "status_code": status_code,
+        "duration": duration,
+        "metadata": metadata,
+        "body": body,
+        "error": error,
+    }
+
+
+class ResponseQueue(queue.Queue[Any]):
+    """A queue of responses that takes many at once and, when full, lets the new ones go."""
+
+    queue: collections.deque[Any]
+
+    def offer(self, responses: list[Response]) -> None:
+        """Put as many as there is room for, without waiting."""
+        with self.mutex:
+            room = self.maxsize - len(self.queue) if self.maxsize > 0 else len(responses)
+            if room > 0:
+                taken = responses[:room]
+                self.queue.extend(taken)
+                self.unfinished_tasks += len(taken)
+                self.not_empty.notify(len(taken))
+
+    def has_room(self) -> bool:
+        """Tell whether `offer` would put anything; may be out of date at once."""
+        return self.maxsize <= 0 or len(self.queue) < self.maxsize
+
+    def end(self) -> None:
+        """Put None, which tells readers that nothing follows, even when full."""
+        with self.mutex:
+            self.queue.append(None)
+            self.unfinished_tasks += 1
+            self.not_empty.notify()
+
+    def reset(self) -> None:
+        """Start afresh in a forked child, where another thread may have held the lock."""
+        self.mutex = threading.Lock()
+        self.not_empty = threading.Condition(self.mutex)
+        self.not_full = threading.Condition(self.mutex)
+        self.all_tasks_done = threading.Condition(self.mutex)
+        self.queue.clear()
+        self.unfinished_tasks = 0
+
+
+def report_dropped(xmit: Any, responses: Any, metadata: Any, reason: str) -> None:
+    """Say on a transmission's response queue that an event is not sent. Never raise or wait."""
+    note = getattr(xmit, "report_dropped", None)
+    if callable(note):
+        note(metadata, reason)
+        return
+    try:
+        responses.put_nowait(response(0, 0, metadata, "", reason))
+    except Exception:  # a full queue, or something that is none: nobody can be told
+        return
+
+
+def call_with_timeout(method: Callable[..., Any], timeout: float) -> Any:
+    """Call `flush` or `close` with a timeout in seconds where it takes one, else without."""
+    import inspect
+
+    try:
+        takes_timeout = "timeout" in inspect.signature(method).parameters
+    except (TypeError, ValueError):
+        takes_timeout = False
+    return method(timeout=timeout) if takes_timeout else method()

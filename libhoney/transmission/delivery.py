@@ -1,0 +1,169 @@
+"""One batch and what became of it: requests, answers, retries. No threads, no waiting, no I/O."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from libhoney.transmission.base import Response, response
+from libhoney.transmission.batching import Batch, Destination
+from libhoney.transmission.encoding import loads
+
+# Seconds to wait before each retry, less a random part up to half.
+RETRY_DELAYS = (0.25, 0.5, 1.0, 2.0, 4.0)
+# The longest `Retry-After` that is obeyed, seconds; a longer one counts as this much.
+MAX_RETRY_AFTER = 30.0
+# What is read of an answer, and kept of a server's words.
+MAX_ANSWER_BYTES = 1_000_000
+_MAX_WORDS = 10_000
+
+_ACCEPTED = (200, 202)
+
+
+class Outcome(NamedTuple):
+    """What was last said of one event."""
+
+    status: int
+    body: str
+    error: str | None
+
+
+def batch_url(destination: Destination) -> str:
+    """Return the URL of a dataset's batches; the dataset is one segment, whatever is in it."""
+    dataset = quote(destination.dataset, safe="", errors="replace")
+    if dataset.strip(".") == "" and len(dataset) <= 2:  # `.` and `..` would change the path
+        dataset = dataset.replace(".", "%2E")
+    return f"{destination.api_host.rstrip('/')}/1/batch/{dataset}"
+
+
+class Delivery:
+    """The state of a batch on its way.
+
+    The owner posts `body()`, tells what came of it with `answered` or `failed`, and posts again
+    after as many seconds as these return, until they return None. Then `outcomes` is complete.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.url = batch_url(batch.destination)
+        self.outcomes: list[Outcome] = [
+            Outcome(0, "", "event dropped; no answer came in time")
+        ] * len(batch.items)
+        self.retried = 0
+        self._outstanding = list(range(len(batch.items)))
+        self._attempts = 0
+
+    def body(self) -> bytes:
+        """Return the JSON array of the events still to be delivered."""
+        items = self.batch.items
+        return b"[" + b",".join([items[index] for index in self._outstanding]) + b"]"
+
+    def answered(self, status: int, headers: Mapping[str, str], body: bytes) -> float | None:
+        """Take the server's answer; return the seconds until the next attempt, None for none."""
+        if status in _ACCEPTED:
+            self._each_answered(status, body)
+            return self._next_attempt(None)
+        words = body[:_MAX_WORDS].decode("utf-8", "replace")
+        self._all(Outcome(status, words, _reason(body) or words or f"HTTP status {status}"))
+        if not _worth_retrying(status):
+            self._outstanding = []
+        return self._next_attempt(_retry_after(headers))
+
+    def failed(self, error: str, worth_retrying: bool = True) -> float | None:
+        """Take a failure to reach the server; return as `answered` does."""
+        # What a server said before is worth more than that it cannot be reached now.
+        for index in self._outstanding:
+            if self.outcomes[index].status == 0:
+                self.outcomes[index] = Outcome(0, "", error)
+        if not worth_retrying:
+            self._outstanding = []
+        return self._next_attempt(None)
+
+    def responses(self, duration: float, room: int | None = None) -> list[Response]:
+        """Return a response for each event, or for the first `room` of them."""
+        return [
+            response(outcome.status, duration, metadata, outcome.body, outcome.error)
+            for outcome, metadata in zip(self.outcomes[:room], self.batch.metadata)
+        ]
+
+    def counts(self) -> tuple[int, int, int]:
+        """Return how many events were accepted, refused, and dropped without an answer."""
+        accepted = sum(outcome.error is None for outcome in self.outcomes)
+        unanswered = sum(outcome.status == 0 for outcome in self.outcomes)
+        return accepted, len(self.outcomes) - accepted - unanswered, unanswered
+
+    def _all(self, outcome: Outcome) -> None:
+        for index in self._outstanding:
+            self.outcomes[index] = outcome
+
+    def _each_answered(self, status: int, body: bytes) -> None:
+        try:
+            entries = loads(body)
+        except ValueError:
+            entries = None
+        words = ""
+        if not isinstance(entries, list) or len(entries) < len(self._outstanding):
+            words = body[:_MAX_WORDS].decode("utf-8", "replace")
+            self._all(Outcome(status, words, "the answer does not tell what became of this event"))
+        if not isinstance(entries, list):
+            self._outstanding = []
+            return
+        again = []
+        accepted = Outcome(202, "", None)
+        for index, entry in zip(self._outstanding, entries):
+            event_status = entry.get("status") if isinstance(entry, dict) else None
+            if event_status == 202:
+                self.outcomes[index] = accepted
+            elif type(event_status) is not int:
+                words = words or body[:_MAX_WORDS].decode("utf-8", "replace")
+                self.outcomes[index] = Outcome(
+                    status, words, "the answer does not tell what became of this event"
+                )
+            elif 200 <= event_status < 300:
+                self.outcomes[index] = Outcome(event_status, "", None)
+            else:
+                error = str(entry.get("error") or f"status {event_status}")
+                self.outcomes[index] = Outcome(event_status, "", error[:_MAX_WORDS])
+                if _worth_retrying(event_status):
+                    again.append(index)
+        self._outstanding = again
+
+    def _next_attempt(self, asked: float | None) -> float | None:
+        if not self._outstanding or self._attempts >= len(RETRY_DELAYS):
+            return None
+        delay = RETRY_DELAYS[self._attempts] * random.uniform(0.5, 1.0)
+        self._attempts += 1
+        self.retried += len(self._outstanding)
+        return delay if asked is None else max(delay, asked)
+
+
+def _worth_retrying(status: int) -> bool:
+    return status in (408, 429) or status >= 500
+
+
+def _reason(body: bytes) -> str | None:
+    try:
+        error = loads(body)["error"]
+    except (ValueError, KeyError, TypeError, IndexError):
+        return None
+    return error[:_MAX_WORDS] if isinstance(error, str) else None
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Read `Retry-After`, seconds or a date (RFC 9110, section 10.2.3)."""
+    value = headers.get("Retry-After")
+    if not value:
+        return None
+    try:
+        if value.strip().isdigit():
+            seconds = float(value)
+        else:
+            from email.utils import parsedate_to_datetime
+
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER)

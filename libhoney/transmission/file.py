@@ -1,0 +1,71 @@
+"""`FileTransmission`: events as lines of JSON, to see or keep them without a server."""
+
+from __future__ import annotations
+
+import platform
+import queue
+import sys
+import threading
+from typing import Any, TextIO
+
+from libhoney.internal import get_logger, warn_once
+from libhoney.transmission.base import response
+from libhoney.transmission.encoding import encode_event
+from libhoney.version import VERSION
+
+
+class FileTransmission:
+    """Writes each event at once to a text stream, one JSON object a line.
+
+    The object has `time`, `samplerate`, `dataset`, `user_agent` and `data`. No responses appear on
+    the queue but those for events that were not written.
+    """
+
+    def __init__(self, user_agent_addition: str = "", output: TextIO | None = None) -> None:
+        """Write to `output`, which stays open; without it to stderr."""
+        addition = f" {user_agent_addition.strip()}" if user_agent_addition else ""
+        self._user_agent = f"libhoney-py/{VERSION}{addition} python/{platform.python_version()}"
+        self._output = output if output is not None else sys.stderr
+        self._lock = threading.Lock()
+        self._responses: queue.Queue[Any] = queue.Queue(maxsize=2000)
+
+    def start(self) -> None:
+        """Do nothing: it is ready."""
+
+    def send(self, event: Any) -> None:
+        """Write an event as it is now; never raise."""
+        try:
+            line = encode_event(event, dataset=event.dataset, user_agent=self._user_agent)
+            with self._lock:
+                self._output.write(line.decode("utf-8") + "\n")
+        except Exception as error:
+            self.report_dropped(event.metadata, f"event dropped; {error}")
+
+    def report_dropped(self, metadata: Any, reason: str) -> None:
+        """Put a response for an event that is not written. Never raise or wait."""
+        warn_once(get_logger("honeycomb-sdk"), reason, "%s", reason)
+        try:
+            self._responses.put_nowait(response(0, 0, metadata, "", reason))
+        except queue.Full:
+            return
+
+    def flush(self, timeout: float = 10.0) -> bool:
+        """Flush the stream; the timeout, in seconds, is not used. False where that fails."""
+        try:
+            self._output.flush()
+        except Exception:
+            return False
+        return True
+
+    def close(self, timeout: float = 10.0) -> bool:
+        """Flush the stream, which stays open, and put None on the queue."""
+        flushed = self.flush(timeout)
+        try:
+            self._responses.put_nowait(None)
+        except queue.Full:
+            pass
+        return flushed
+
+    def get_response_queue(self) -> queue.Queue[Any]:
+        """Return the queue of responses."""
+        return self._responses

@@ -1,0 +1,290 @@
+"""What `Transmission` and `TornadoTransmission` share: events in, responses out, the accounts.
+
+Each event is encoded when it is sent and waits as bytes. Each ends in exactly one response.
+"""
+
+from __future__ import annotations
+
+import collections
+import platform
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from libhoney.internal import get_logger, warn_once
+from libhoney.transmission import lifecycle
+from libhoney.transmission.base import ResponseQueue, response
+from libhoney.transmission.batching import Batch, Batcher
+from libhoney.transmission.delivery import Delivery
+from libhoney.transmission.encoding import EncodingError, compressor, encode_event
+from libhoney.version import VERSION
+
+OVERFLOW = "event dropped; queue overflow"
+CLOSED = "event dropped; transmission closed"
+# Seconds that one connection attempt, or one read of an answer, may take.
+HTTP_TIMEOUT = 10.0
+
+
+class QueuedTransmission:
+    """A transmission without its I/O.
+
+    A subclass says how to `_notify` whoever posts batches; that one takes them with `_take_batch`,
+    posts them, and ends each with `_settle`.
+    """
+
+    _user_agent_part = ""
+
+    def __init__(
+        self,
+        max_concurrent_batches: int = 10,
+        block_on_send: bool = False,
+        block_on_response: bool = False,
+        max_batch_size: int | None = None,
+        send_frequency: float = 0.25,
+        user_agent_addition: str = "",
+        debug: bool = False,
+        gzip_enabled: bool = True,
+        gzip_compression_level: int = 1,
+        proxies: Mapping[str, str] | None = None,
+        max_pending: int | None = None,
+        max_responses: int = 2000,
+        *,
+        compression: str | None = "gzip",
+        statsd: Any = None,
+    ) -> None:
+        """Check the settings; nothing is started.
+
+        - `max_concurrent_batches`: requests under way at a time.
+        - `block_on_send`: `send` waits for room where too much waits; else the event is dropped.
+        - `block_on_response`: wait for room on the response queue; else responses are dropped.
+        - `max_batch_size`: events in a batch, 1,000 without it. A batch has at most 5,000,000
+          bytes.
+        - `send_frequency`: seconds after which a batch that is not full leaves.
+        - `max_pending`: events that may wait. With or without it, at most 32 MiB of them.
+        - `max_responses`: size of the response queue, 0 for no bound.
+        - `compression`: `gzip`, `zstd` or None; `gzip_enabled=False` means None.
+        - `proxies`: as the `proxies` of `requests`; the environment's hold too.
+        - `statsd`: a client with `incr` and `gauge`, told of each batch.
+
+        Raises ValueError, naming the setting, for a value that cannot work.
+        """
+        _check_count("max_concurrent_batches", max_concurrent_batches, 1)
+        _check_count("max_responses", max_responses, 0)
+        if max_batch_size is not None:
+            _check_count("max_batch_size", max_batch_size, 1)
+        if max_pending is not None:
+            _check_count("max_pending", max_pending, 1)
+        if not isinstance(send_frequency, (int, float)) or not 0 < send_frequency < 86_400:
+            raise ValueError(f"send_frequency must be a number of seconds, not {send_frequency!r}")
+        self._logger = get_logger("honeycomb-sdk", debug)
+        self._max_concurrent_batches = max_concurrent_batches
+        self._max_batch_size = max_batch_size
+        self._max_pending = max_pending
+        self._send_frequency = send_frequency
+        self._block_on_send = block_on_send
+        self._block_on_response = block_on_response
+        self._proxies = dict(proxies or {})
+        self._statsd = statsd
+        self._encoding, self._compress = compressor(
+            compression if gzip_enabled else None, gzip_compression_level
+        )
+        addition = f"{user_agent_addition} " if user_agent_addition else ""
+        self._user_agent = (
+            f"libhoney-py/{VERSION} {self._user_agent_part}{addition}"
+            f"python/{platform.python_version()}"
+        )
+        self._responses = ResponseQueue(max_responses)
+        self._closed = False
+        self._make_state()
+
+    def _make_state(self) -> None:
+        """Make all that must not be shared with a parent process."""
+        # Re-entrant: a destructor or a signal handler may send an event inside these sections.
+        self._lock = threading.RLock()
+        self._settled = threading.Condition(self._lock)
+        self._batcher = Batcher(
+            time.monotonic, self._max_batch_size, self._send_frequency, self._max_pending
+        )
+        self._deliveries: dict[Batch, Delivery] = {}
+        self._counts: collections.Counter[str] = collections.Counter()
+        self._dropped: collections.Counter[str] = collections.Counter()
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """Counts since the start of this process.
+
+        `queued`, `sent` (accepted by the server), `refused` (with an answer), `dropped` (by
+        reason), `retried`: events. `batches`: requests made. `bytes`: as sent, compressed.
+        """
+        with self._lock:
+            counts = {
+                name: self._counts[name]
+                for name in ("queued", "sent", "refused", "retried", "batches", "bytes")
+            }
+            counts["queued"] += self._batcher.pending
+            return {**counts, "dropped": dict(self._dropped)}
+
+    def start(self) -> None:
+        """Be ready for events, also after `close`."""
+        self._closed = False
+        lifecycle.register(self)
+
+    def get_response_queue(self) -> queue.Queue[Any]:
+        """Return the queue of responses; None on it says that the transmission closed."""
+        return self._responses
+
+    def send(self, event: Any) -> None:
+        """Take an event as it is now; never raise.
+
+        Wait only where `block_on_send` is set and too much waits.
+        """
+        try:
+            item = encode_event(event)
+        except Exception as error:
+            self._refuse(event, error)
+            return
+        with self._lock:
+            if not self._closed:
+                news = self._batcher.add(
+                    (event.api_host, event.writekey, event.dataset), item, event.metadata
+                )
+                if news:
+                    self._notify()
+                if news is not None:
+                    return
+        self._send_without_room(event, item)
+
+    def _refuse(self, event: Any, error: Exception) -> None:
+        reason = (
+            str(error)
+            if isinstance(error, EncodingError)
+            else f"event dropped; it has no form in JSON: {type(error).__name__}"
+        )
+        self.report_dropped(getattr(event, "metadata", None), reason)
+
+    def _send_without_room(self, event: Any, item: bytes) -> None:
+        destination = (event.api_host, event.writekey, event.dataset)
+        with self._lock:
+            while self._block_on_send and not self._closed:
+                news = self._batcher.add(destination, item, event.metadata)
+                if news:
+                    self._notify()
+                if news is not None:
+                    return
+                self._settled.wait()
+        self.report_dropped(event.metadata, CLOSED if self._closed else OVERFLOW)
+
+    def report_dropped(self, metadata: Any, reason: str) -> None:
+        """Put a response for an event that is not sent, and count it. Never raise or wait."""
+        with self._lock:
+            self._dropped[reason] += 1
+        if self._responses.has_room():
+            self._responses.offer([response(0, 0, metadata, "", reason)])
+        warn_once(self._logger, reason, "%s", reason)
+
+    def after_fork(self) -> None:
+        """Start afresh in a forked child; what waited is the parent's to send."""
+        self._make_state()
+        self._responses.reset()
+
+    def _headers(self, batch: Batch) -> dict[str, str]:
+        headers = {
+            "X-Honeycomb-Team": batch.destination.writekey,
+            "Content-Type": "application/json",
+            "User-Agent": self._user_agent,
+        }
+        if self._encoding:
+            headers["Content-Encoding"] = self._encoding
+        return headers
+
+    def _body(self, delivery: Delivery) -> bytes:
+        """Return what to post for a delivery's next attempt."""
+        body = self._compress(delivery.body())
+        with self._lock:
+            self._counts["batches"] += 1
+            self._counts["bytes"] += len(body)
+        return body
+
+    def _notify(self) -> None:
+        """Learn, with the lock held, that a batch was opened or is ready."""
+        raise NotImplementedError
+
+    def _take_batch(self) -> Delivery | None:
+        """Return the delivery of a batch that may leave now. Called with the lock held."""
+        batch = self._batcher.take()
+        if batch is None:
+            return None
+        delivery = self._deliveries[batch] = Delivery(batch)
+        return delivery
+
+    def _settle(self, delivery: Delivery, duration: float) -> None:
+        """Report what became of each event, once; `duration` in milliseconds."""
+        with self._lock:
+            if self._deliveries.pop(delivery.batch, None) is None:
+                return
+        self._put_responses(delivery, duration)
+        accepted, refused, dropped = delivery.counts()
+        with self._lock:
+            self._batcher.settle(delivery.batch)
+            self._counts["queued"] += len(delivery.outcomes)
+            self._counts["sent"] += accepted
+            self._counts["refused"] += refused
+            self._counts["retried"] += delivery.retried
+            if dropped:
+                self._dropped.update(o.error for o in delivery.outcomes if o.status == 0)
+            self._settled.notify_all()
+        if refused or dropped:
+            error = next(o.error for o in delivery.outcomes if o.error)
+            warn_once(
+                self._logger,
+                ("delivery", error),
+                "%d of %d events were not delivered: %s",
+                refused + dropped,
+                len(delivery.outcomes),
+                error,
+            )
+        if self._statsd is not None:
+            self._tell_statsd(accepted, refused + dropped)
+
+    def _put_responses(self, delivery: Delivery, duration: float) -> None:
+        if self._block_on_response:
+            for one in delivery.responses(duration):
+                self._responses.put(one)
+        elif self._responses.has_room():
+            self._responses.offer(delivery.responses(duration))
+
+    def _tell_statsd(self, accepted: int, failed: int) -> None:
+        try:
+            self._statsd.incr("batches_sent")
+            self._statsd.incr("messages_sent", accepted)
+            if failed:
+                self._statsd.incr("send_errors", failed)
+            self._statsd.gauge("queue_length", self._batcher.pending)
+        except Exception:
+            warn_once(self._logger, "statsd", "the statsd client raised", exc_info=True)
+
+    def _give_up(self) -> None:
+        """Report every event that still waits, with the last answer it had."""
+        with self._lock:
+            self._batcher.make_all_ready()
+            while self._take_batch() is not None:
+                pass
+            deliveries = list(self._deliveries.values())
+        for delivery in deliveries:
+            self._settle(delivery, 0.0)
+
+    def _end(self) -> None:
+        """Close the accounts: no more events, a response for each, None on the queue."""
+        with self._lock:
+            self._closed = True
+            self._settled.notify_all()
+        self._give_up()
+        lifecycle.unregister(self)
+        self._responses.end()
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if type(value) is not int or value < least:
+        raise ValueError(f"{name} must be a whole number from {least} up, not {value!r}")

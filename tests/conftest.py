@@ -1,0 +1,46 @@
+"""Fixtures: a real receiver, and a clean library before and after each test."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+import libhoney
+from libhoney import state
+from libhoney.internal import forget_warnings
+from tests.receiver import Receiver
+
+_SETTINGS = ("HONEYCOMB_", "SERVICE_NAME", "PROCESS_EXECUTABLE_NAME")
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """A real ingest endpoint on a free port of this machine."""
+    with Receiver() as running:
+        yield running
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port of this machine at which nobody answers: it is bound, but does not listen."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
+
+
+@pytest.fixture(autouse=True)
+def clean_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Forget global clients, said warnings and the environment's settings."""
+    for name in list(os.environ):
+        if name.startswith(_SETTINGS):
+            monkeypatch.delenv(name)
+    forget_warnings()
+    yield
+    import beeline
+
+    beeline.close(timeout=0.0)
+    if state.G_CLIENT is not None:
+        libhoney.close(timeout=0.0)
