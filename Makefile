@@ -1,0 +1,80 @@
+# Needs Python >= 3.9 and GNU make; every target installs the rest in an environment of its own.
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_VENV ?= .venv-demo
+ARGS ?=
+
+# An environment belongs to one Python: with another, it is made anew.
+PYTHON_ID := $(shell $(PYTHON) -c 'import sys; v = sys.version_info; \
+	print("%s-%d.%d.%d" % (sys.implementation.name, v[0], v[1], v[2]) if v >= (3, 9) else "")' 2>/dev/null)
+PIP_INSTALL = -m pip --disable-pip-version-check install -qq
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format types bench clean
+
+help:
+	@echo 'make demo     run two traced services and print their traces'
+	@echo 'make test     run the tests (ARGS="-k name" is passed to pytest)'
+	@echo 'make lint     check style and format;  make format: apply them'
+	@echo 'make types    check the types of both packages'
+	@echo 'make bench    measure against the published packages'
+	@echo 'make clean    remove environments, builds and caches'
+	@echo
+	@echo 'PYTHON=python3.12 chooses the interpreter (now: $(PYTHON)).'
+
+demo: $(DEMO_VENV)/installed-demo
+	@$(DEMO_VENV)/bin/python examples/demo/run.py $(ARGS)
+
+test: $(VENV)/installed-test
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(VENV)/installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/installed-dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+types: $(VENV)/installed-dev
+	$(VENV)/bin/mypy --strict beeline libhoney
+
+bench: $(VENV)/installed-test
+	$(VENV)/bin/python benchmarks/run.py $(ARGS)
+
+clean:
+	rm -rf .venv .venv-demo .venvs build dist *.egg-info
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage htmlcov
+	find beeline libhoney tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# The stamps: what is installed, and since when.
+
+$(VENV)/installed-test: $(VENV)/made-with-$(PYTHON_ID) setup.py pyproject.toml
+	@echo 'Installing what the tests need into $(VENV)'
+	@$(VENV)/bin/python $(PIP_INSTALL) -e '.[test]'
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/made-with-$(PYTHON_ID) setup.py pyproject.toml
+	@echo 'Installing the development tools into $(VENV)'
+	@$(VENV)/bin/python $(PIP_INSTALL) -e '.[dev]'
+	@touch $@
+
+$(DEMO_VENV)/installed-demo: $(DEMO_VENV)/made-with-$(PYTHON_ID) setup.py pyproject.toml
+	@echo 'Installing what the demo needs into $(DEMO_VENV)'
+	@$(DEMO_VENV)/bin/python $(PIP_INSTALL) -e '.[flask-sqlalchemy]'
+	@touch $@
+
+%/made-with-$(PYTHON_ID):
+	@test -n '$(PYTHON_ID)' || { \
+		echo 'error: Python 3.9 or newer is needed, but "$(PYTHON)" is' \
+			"$$($(PYTHON) -c 'import platform as p; print("Python " + p.python_version())' \
+			2>/dev/null || echo 'no interpreter that runs')." \
+			'Choose another: make PYTHON=python3.12 ...' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo 'error: $(PYTHON) comes without its venv module;' \
+			'on Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
+	@echo 'Making $* with $(PYTHON_ID)'
+	@$(PYTHON) -m venv --clear $*
+	@$*/bin/python $(PIP_INSTALL) --upgrade pip
+	@touch $@

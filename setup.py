@@ -1,0 +1,121 @@
+"""Describe the distribution; tools are configured in pyproject.toml."""
+
+import ast
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    """Return the VERSION both packages state, without importing either."""
+    versions = {}
+    for path in ("beeline/version.py", "libhoney/version.py"):
+        for node in ast.parse((HERE / path).read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == [
+                "VERSION"
+            ]:
+                versions[path] = ast.literal_eval(node.value)
+    if len(versions) != 2 or len(set(versions.values())) != 1:
+        raise SystemExit(f"beeline and libhoney must state the same VERSION, found {versions}")
+    return versions.popitem()[1]
+
+
+# Where wheels are published. Elsewhere the standard json and zlib do the work,
+# so that an installation never needs a compiler.
+ORJSON_PLATFORMS = (
+    "platform_python_implementation == 'CPython' and ("
+    "(sys_platform == 'linux' and platform_machine in 'x86_64 i686 aarch64 armv7l')"
+    " or sys_platform == 'darwin'"
+    " or (sys_platform == 'win32' and platform_machine != 'ARM64')"
+    " or (sys_platform == 'win32' and python_version >= '3.11'))"
+)
+ISAL_PLATFORMS = (
+    "platform_python_implementation == 'CPython' and ("
+    "(sys_platform == 'linux' and platform_machine in 'x86_64 aarch64')"
+    " or (sys_platform == 'darwin' and platform_machine == 'x86_64')"
+    " or (sys_platform == 'darwin' and python_version >= '3.10')"
+    " or (sys_platform == 'win32' and platform_machine == 'AMD64'))"
+)
+
+FRAMEWORKS = {
+    "bottle": ["bottle>=0.12.19"],
+    "django": ["Django>=3.2"],
+    "flask": ["Flask>=2.2"],
+    "flask-sqlalchemy": ["Flask>=2.2", "Flask-SQLAlchemy>=3.0"],
+    "jinja2": ["Jinja2>=3.0"],
+    "sqlalchemy": ["SQLAlchemy>=1.4"],
+    "tornado": ["tornado>=6.1"],
+    "werkzeug": ["Werkzeug>=2.2"],
+}
+TRANSPORT = {
+    "statsd": ["statsd>=3.3"],
+    "zstd": ["zstandard>=0.21"],
+}
+TEST = [
+    *FRAMEWORKS["flask-sqlalchemy"],
+    *FRAMEWORKS["tornado"],
+    *TRANSPORT["statsd"],
+    *TRANSPORT["zstd"],
+    # The last releases with wheels for Python 3.9 are older than the last that admit it.
+    "gevent>=24.2; sys_platform != 'win32' and python_version >= '3.10'",
+    "gevent>=24.2,<26; sys_platform != 'win32' and python_version < '3.10'",
+    "gunicorn>=21; sys_platform != 'win32'",
+    "hypothesis>=6.100",
+    "pytest>=8",
+    "responses>=0.25",
+    "setuptools>=70.1",  # builds wheels by itself; the packaging tests use it
+]
+LINT = [
+    "mypy>=1.13",
+    "ruff>=0.8",
+    "types-requests",
+]
+
+setup(
+    name="honeycomb-beeline",
+    version=read_version(),
+    description=(
+        "Tracing and events for Python applications, sent to Honeycomb: an independent "
+        "implementation of the beeline and libhoney packages, not Honeycomb's own"
+    ),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The honeycomb-beeline contributors",
+    license="Apache-2.0",
+    license_files=["LICENSE", "CONTRIBUTORS"],
+    keywords=["honeycomb", "observability", "tracing", "instrumentation", "events"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Framework :: Flask",
+        "Intended Audience :: Developers",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.9",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: System :: Monitoring",
+        "Typing :: Typed",
+    ],
+    python_requires=">=3.9",
+    packages=find_packages(include=["beeline", "beeline.*", "libhoney", "libhoney.*"]),
+    package_data={"beeline": ["py.typed"], "libhoney": ["py.typed"]},
+    zip_safe=False,
+    install_requires=[
+        "requests>=2.26",
+        "wrapt>=1.14,<3",
+        f"orjson>=3.9; {ORJSON_PLATFORMS}",
+        f"isal>=1.6; {ISAL_PLATFORMS}",
+    ],
+    extras_require={
+        **FRAMEWORKS,
+        **TRANSPORT,
+        "test": TEST,
+        "lint": LINT,
+        "dev": TEST + LINT,
+    },
+)
