@@ -1,0 +1,322 @@
+"""Instrumentation for web applications: a trace of spans for each request, sent to Honeycomb.
+
+Call `beeline.init` at the application's entry, add a middleware, and put `beeline.tracer` or
+`@beeline.traced` around what is worth a span. Before `init`, and after `close`, every function
+here does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Callable, Optional, TypeVar
+
+from beeline import config, core, decorators, trace
+from beeline.aiotrace import AsyncioTracer
+from beeline.core import USER_AGENT_ADDITION, Beeline
+from beeline.propagation import Request
+from beeline.trace import PresendHook, SamplerHook, Span, SynchronousTracer
+from beeline.version import VERSION
+from libhoney.client import DEFAULT_API_HOST
+from libhoney.internal import get_logger
+
+__all__ = [
+    "USER_AGENT_ADDITION",
+    "VERSION",
+    "AsyncioTracer",
+    "Beeline",
+    "SynchronousTracer",
+    "add",
+    "add_context",
+    "add_context_field",
+    "add_field",
+    "add_rollup_field",
+    "add_trace_field",
+    "close",
+    "finish_span",
+    "finish_trace",
+    "flush",
+    "get_beeline",
+    "get_responses_queue",
+    "http_trace_parser_hook",
+    "http_trace_propagation_hook",
+    "init",
+    "marshal_trace_context",
+    "new_event",
+    "propagate_and_start_trace",
+    "remove_context_field",
+    "remove_trace_field",
+    "send_all",
+    "send_event",
+    "send_now",
+    "start_span",
+    "start_trace",
+    "traced",
+    "traced_thread",
+    "tracer",
+    "untraced",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_GBL: Optional[Beeline] = None
+_INITPID: Optional[int] = None
+
+_NOTHING: AbstractContextManager[None] = contextlib.nullcontext()
+
+
+def init(
+    writekey: str = "",
+    dataset: str = "",
+    service_name: str = "",
+    tracer: Any = None,
+    sample_rate: int = 1,
+    api_host: str = DEFAULT_API_HOST,
+    transmission_impl: Any = None,
+    sampler_hook: SamplerHook | None = None,
+    presend_hook: PresendHook | None = None,
+    debug: bool = False,
+    *args: Any,
+    enabled: bool = True,
+    **kwargs: Any,
+) -> None:
+    """Make this process's Beeline. A second call is ignored, but for one in a forked child.
+
+    - `writekey`: the API key; without it `HONEYCOMB_WRITEKEY` or `HONEYCOMB_API_KEY` of the
+      environment.
+    - `dataset`: where events go with a classic key; else `HONEYCOMB_DATASET`.
+    - `service_name`: this application's name; else `HONEYCOMB_SERVICE` or `SERVICE_NAME`.
+    - `tracer`: not used.
+    - `sample_rate`: one trace in so many is kept.
+    - `api_host`: URL to send to; left out, `HONEYCOMB_API_ENDPOINT` or Honeycomb's US region.
+    - `transmission_impl`: what carries events away, in place of a `Transmission`.
+    - `sampler_hook(fields)`: returns whether to keep an event, and its sample rate.
+    - `presend_hook(fields)`: edits an event's fields before it is sent.
+    - `debug`: say on stderr what happens.
+    - `enabled`: False checks the settings and makes nothing; `HONEYCOMB_DISABLED=true` likewise.
+    - `http_trace_parser_hook(request)`, `http_trace_propagation_hook(context)`: read and make the
+      headers that carry a trace between services.
+    - `propagate_to`: hosts whose requests get these headers: names, `.suffix`, or a callable on
+      the URL; None for all.
+    - `db_query_args`: False leaves the parameters of database queries out.
+    - any setting of `libhoney.transmission.Transmission`: `max_concurrent_batches`,
+      `max_batch_size`, `send_frequency`, `block_on_send`, `block_on_response`, `max_pending`,
+      `compression` and so on.
+
+    Raises ValueError, naming the setting, for a value that cannot work.
+    """
+    global _GBL, _INITPID
+    settings = dict(
+        zip(("http_trace_parser_hook", "http_trace_propagation_hook"), args),
+        writekey=writekey,
+        dataset=dataset,
+        service_name=service_name,
+        sample_rate=sample_rate,
+        api_host=api_host,
+        transmission_impl=transmission_impl,
+        sampler_hook=sampler_hook,
+        presend_hook=presend_hook,
+        debug=debug,
+        **kwargs,
+    )
+    if not enabled or config.disabled():
+        core.check_settings(settings)
+        return
+    if _GBL is not None:
+        if _INITPID == os.getpid():
+            _GBL.log("beeline.init was called again: the first call holds")
+            return
+        # A forked child. What waits here is the child's own.
+        _GBL.close()
+    _GBL = Beeline(**settings)
+    _INITPID = os.getpid()
+
+
+def get_beeline() -> Beeline | None:
+    """Return this process's Beeline; None before `init`."""
+    return _GBL
+
+
+def flush(timeout: float = 10.0) -> bool:
+    """Send what waits and wait for the answers at most `timeout` seconds.
+
+    Return True when all was answered, and before `init`.
+    """
+    return _GBL.flush(timeout) if _GBL is not None else True
+
+
+def close(timeout: float = 10.0) -> bool:
+    """Flush, then forget the Beeline: from here on every call does nothing.
+
+    Return True when all was answered in `timeout` seconds, and before `init`.
+    """
+    global _GBL
+    current, _GBL = _GBL, None
+    return current.close(timeout) if current is not None else True
+
+
+def add_context(data: Mapping[str, Any]) -> None:
+    """Add fields to the active span."""
+    if _GBL is not None:
+        _GBL.tracer_impl.add_context(data)
+
+
+def add_context_field(name: str, value: Any) -> None:
+    """Add a field to the active span."""
+    if _GBL is not None:
+        _GBL.tracer_impl.add_context_field(name, value)
+
+
+def remove_context_field(name: str) -> None:
+    """Remove a field from the active span."""
+    if _GBL is not None:
+        _GBL.tracer_impl.remove_context_field(name)
+
+
+def add_trace_field(name: str, value: Any) -> None:
+    """Add field `app.<name>` to the active span and to what follows in the trace, here and
+    downstream."""
+    if _GBL is not None:
+        _GBL.tracer_impl.add_trace_field(name, value)
+
+
+def remove_trace_field(name: str) -> None:
+    """Remove a trace field from the active span and from what follows in the trace."""
+    if _GBL is not None:
+        _GBL.tracer_impl.remove_trace_field(name)
+
+
+def add_rollup_field(name: str, value: float) -> None:
+    """Add a number to the active span's field `name` and to the root span's `rollup.<name>`."""
+    if _GBL is not None:
+        _GBL.tracer_impl.add_rollup_field(name, value)
+
+
+def tracer(
+    name: str, trace_id: str | None = None, parent_id: str | None = None
+) -> AbstractContextManager[Any]:
+    """Return a context manager for a span in the current trace; it gives the span.
+
+    With `trace_id`, or where there is no trace, the span is the root of a new trace. An exception
+    is recorded on the span and goes on.
+    """
+    return _GBL.tracer_impl(name, trace_id, parent_id) if _GBL is not None else _NOTHING
+
+
+def traced(
+    name: str, trace_id: str | None = None, parent_id: str | None = None
+) -> Callable[[F], F]:
+    """Return a decorator that gives each call of a function a span, as `tracer` does.
+
+    For functions, generators, coroutine functions and async generators, before or after `init`.
+    """
+    return decorators.traced(
+        lambda: _GBL.tracer_impl(name, trace_id, parent_id) if _GBL is not None else None
+    )
+
+
+def traced_thread(fn: F) -> F:
+    """Carry the trace that is current here to the threads that run `fn`."""
+    return decorators.traced_thread(fn)
+
+
+def untraced(fn: F) -> F:
+    """Run a function or coroutine function outside any trace."""
+    return decorators.untraced(fn)
+
+
+def start_trace(
+    context: Mapping[str, Any] | None = None,
+    trace_id: str | None = None,
+    parent_span_id: str | None = None,
+) -> Span | None:
+    """Start a trace, to be ended with `finish_trace`; return its root span, now active."""
+    if _GBL is None:
+        return None
+    return _GBL.tracer_impl.start_trace(context, trace_id, parent_span_id)
+
+
+def finish_trace(span: Span | None) -> None:
+    """Send a root span, after what is still open below it."""
+    if _GBL is not None:
+        _GBL.tracer_impl.finish_trace(span)
+
+
+def start_span(
+    context: Mapping[str, Any] | None = None, parent_id: str | None = None
+) -> Span | None:
+    """Start a child of the active span, to be ended with `finish_span`; None without a trace."""
+    return _GBL.tracer_impl.start_span(context, parent_id) if _GBL is not None else None
+
+
+def finish_span(span: Span | None) -> None:
+    """Send a span with its `duration_ms`; None is left alone."""
+    if _GBL is not None:
+        _GBL.tracer_impl.finish_span(span)
+
+
+def propagate_and_start_trace(context: Mapping[str, Any] | None, request: Request) -> Span | None:
+    """Start a trace that continues the one an incoming request brings, if it brings one."""
+    if _GBL is None:
+        return None
+    return _GBL.tracer_impl.propagate_and_start_trace(context, request)
+
+
+def http_trace_parser_hook(headers: Request) -> Any:
+    """Return the upstream trace context that the parser hook reads from a request."""
+    return _GBL.tracer_impl.parse_http_trace(headers) if _GBL is not None else None
+
+
+def http_trace_propagation_hook() -> dict[str, str] | None:
+    """Return the headers that carry the active span to another service; None without one."""
+    return _GBL.tracer_impl.propagation_headers() if _GBL is not None else None
+
+
+def marshal_trace_context() -> str | None:
+    """Return the value of `X-Honeycomb-Trace` for the active span. Old: use
+    `http_trace_propagation_hook`."""
+    return _GBL.tracer_impl.marshal_trace_context() if _GBL is not None else None
+
+
+def new_event(data: Mapping[str, Any] | None = None, trace_name: str = "") -> None:
+    """Start a span, or a trace where there is none. Old: use `tracer`."""
+    if _GBL is not None:
+        _GBL.new_event(data, trace_name)
+
+
+def send_event() -> None:
+    """Finish the active span. Old: use `finish_span`."""
+    if _GBL is not None:
+        _GBL.send_event()
+
+
+def send_all() -> None:
+    """Finish all open spans of the trace. Old: use `finish_trace`."""
+    if _GBL is not None:
+        _GBL.send_all()
+
+
+def send_now(data: Mapping[str, Any]) -> None:
+    """Send a lone event through the hooks. Old: use `get_beeline().client.new_event`."""
+    if _GBL is not None:
+        _GBL.send_now(data)
+
+
+def add_field(name: str, value: Any) -> None:
+    """Add a field to the active span. Old: use `add_context_field`."""
+    if _GBL is not None:
+        _GBL.add_field(name, value)
+
+
+def add(data: Mapping[str, Any]) -> None:
+    """Add fields to the active span. Old: use `add_context`."""
+    if _GBL is not None:
+        _GBL.add(data)
+
+
+def get_responses_queue() -> queue.Queue[Any] | None:
+    """Return the queue on which each event's response appears; None before `init`."""
+    return _GBL.get_responses_queue() if _GBL is not None else None

@@ -1,0 +1,152 @@
+"""Arguments and environment become one set of checked settings."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from typing import Any, Callable, NamedTuple, Union
+from urllib.parse import urlsplit
+
+from libhoney.client import DEFAULT_API_HOST, IsClassicKey
+from libhoney.internal import check_sample_rate, mask
+
+PropagateTo = Union[Iterable[str], Callable[[str], bool], None]
+
+
+class Settings(NamedTuple):
+    """What a Beeline works with; see `beeline.init` for the meaning of each."""
+
+    writekey: str
+    dataset: str
+    service_name: str
+    sample_rate: int
+    api_host: str
+    debug: bool
+    db_query_args: bool
+    propagate_to: Callable[[str], bool]
+    is_classic: bool
+
+
+def resolve(
+    logger: logging.Logger,
+    *,
+    writekey: str = "",
+    dataset: str = "",
+    service_name: str = "",
+    sample_rate: int = 1,
+    api_host: str = DEFAULT_API_HOST,
+    debug: bool = False,
+    db_query_args: bool = True,
+    propagate_to: PropagateTo = None,
+    hooks: dict[str, Any] | None = None,
+) -> Settings:
+    """Return settings from arguments and, where these are empty, the environment.
+
+    What is missing is said as an error in the log. Raises ValueError, naming the setting, for a
+    value that cannot work.
+    """
+    environment = os.environ.get
+    writekey = _text("writekey", writekey) or (
+        environment("HONEYCOMB_WRITEKEY") or environment("HONEYCOMB_API_KEY") or ""
+    )
+    dataset = _text("dataset", dataset) or environment("HONEYCOMB_DATASET") or ""
+    service_name = _text("service_name", service_name) or (
+        environment("HONEYCOMB_SERVICE") or environment("SERVICE_NAME") or ""
+    )
+    if api_host is DEFAULT_API_HOST or not api_host:
+        api_host = environment("HONEYCOMB_API_ENDPOINT") or DEFAULT_API_HOST
+    for name, hook in (hooks or {}).items():
+        if hook is not None and not callable(hook):
+            raise ValueError(f"{name} must be callable or None, not {hook!r}")
+    settings = Settings(
+        writekey=writekey,
+        dataset=dataset,
+        service_name=service_name,
+        sample_rate=check_sample_rate(sample_rate),
+        api_host=check_api_host(api_host),
+        debug=bool(debug),
+        db_query_args=bool(db_query_args),
+        propagate_to=host_filter(propagate_to),
+        is_classic=IsClassicKey(writekey),
+    )
+    return _choose_names(logger, settings)
+
+
+def disabled() -> bool:
+    """Tell whether the environment switches the Beeline off."""
+    return os.environ.get("HONEYCOMB_DISABLED", "").strip().lower() in ("true", "1", "yes", "on")
+
+
+def _text(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        shown = mask(value) if name == "writekey" else repr(value)
+        raise ValueError(f"{name} must be a text, not {shown}")
+    return value
+
+
+def _choose_names(logger: logging.Logger, settings: Settings) -> Settings:
+    service_name = settings.service_name
+    if not settings.writekey:
+        logger.error("no API key is set (writekey): nothing is sent to Honeycomb")
+    if not service_name:
+        service_name = f"unknown_service:{os.environ.get('PROCESS_EXECUTABLE_NAME') or 'python'}"
+        logger.error("no service name is set (service_name): it is %s", service_name)
+    dataset = settings.dataset
+    if settings.is_classic:
+        if settings.writekey and not dataset:
+            logger.error("no dataset is set (dataset): nothing is sent to Honeycomb")
+    else:
+        if dataset:
+            logger.error("dataset %r is ignored: events go to the service's own", dataset)
+        dataset = service_name.strip()
+        if dataset != service_name:
+            logger.error("service_name %r has spaces around it: its dataset has not", service_name)
+        if not dataset or dataset.startswith("unknown_service"):
+            dataset = "unknown_service"
+    return settings._replace(service_name=service_name, dataset=dataset)
+
+
+def check_api_host(api_host: str) -> str:
+    """Return an API host. Raises ValueError naming the setting unless it is an HTTP URL."""
+    try:
+        parts = urlsplit(api_host)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except (ValueError, TypeError, AttributeError):
+        usable = False
+    if not usable:
+        raise ValueError(f"api_host must be an http or https URL, not {api_host!r}")
+    return api_host
+
+
+def host_filter(propagate_to: PropagateTo) -> Callable[[str], bool]:
+    """Return a function that tells whether requests to a URL get trace headers.
+
+    Raises ValueError naming the setting for anything but hosts, a callable or None.
+    """
+    if propagate_to is None:
+        return _every_host
+    if callable(propagate_to):
+        return propagate_to
+    if isinstance(propagate_to, str):
+        propagate_to = (propagate_to,)
+    try:
+        hosts = [host.lower() for host in propagate_to]
+    except (TypeError, AttributeError):
+        raise ValueError(
+            f"propagate_to must be hosts, a callable or None, not {propagate_to!r}"
+        ) from None
+    names = frozenset(host for host in hosts if not host.startswith("."))
+    suffixes = tuple(host for host in hosts if host.startswith("."))
+
+    def is_allowed(url: str) -> bool:
+        host = (urlsplit(url).hostname or "").lower()
+        return host in names or (bool(suffixes) and host.endswith(suffixes))
+
+    return is_allowed
+
+
+def _every_host(url: str) -> bool:
+    return True

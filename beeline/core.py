@@ -1,0 +1,268 @@
+"""The Beeline: settings in, a libhoney client and a tracer out."""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+from collections.abc import Mapping
+from typing import Any, Callable
+
+from beeline import config, propagation
+from beeline.aiotrace import AsyncioTracer
+from beeline.context import get_active
+from beeline.decorators import traced, traced_thread
+from beeline.internal import LOGGER_NAME
+from beeline.propagation import default
+from beeline.trace import (
+    ParserHook,
+    PresendHook,
+    PropagationHook,
+    SamplerHook,
+    SpanScope,
+    SynchronousTracer,
+    Tracer,
+)
+from beeline.version import VERSION
+from libhoney.client import DEFAULT_API_HOST, Client
+from libhoney.internal import get_logger, warn_once
+
+USER_AGENT_ADDITION = f"beeline-python/{VERSION}"
+
+
+def check_settings(settings: dict[str, Any]) -> None:
+    """Raise ValueError, naming the setting, for what `Beeline` would refuse; make nothing."""
+    from libhoney.transmission.queued import QueuedTransmission
+
+    mine = set(config.resolve.__kwdefaults__ or ())
+    names = set(Beeline.__init__.__annotations__)
+    hooks = {name: value for name, value in settings.items() if name.endswith("_hook")}
+    config.resolve(
+        get_logger(LOGGER_NAME),
+        hooks=hooks,
+        **{name: value for name, value in settings.items() if name in mine},
+    )
+    QueuedTransmission(
+        **{
+            name: value
+            for name, value in settings.items()
+            if name not in mine and name not in hooks and name in names
+        }
+    )
+
+
+class Beeline:
+    """One process's instrumentation: what `beeline.init` makes and `beeline.get_beeline` returns.
+
+    Its settings are those of `beeline.init`.
+    """
+
+    def __init__(
+        self,
+        writekey: str = "",
+        dataset: str = "",
+        service_name: str = "",
+        tracer: Any = None,
+        sample_rate: int = 1,
+        api_host: str = DEFAULT_API_HOST,
+        max_concurrent_batches: int = 10,
+        max_batch_size: int | None = None,
+        send_frequency: float = 0.25,
+        block_on_send: bool = False,
+        block_on_response: bool = False,
+        transmission_impl: Any = None,
+        sampler_hook: SamplerHook | None = None,
+        presend_hook: PresendHook | None = None,
+        http_trace_parser_hook: ParserHook | None = default.http_trace_parser_hook,
+        http_trace_propagation_hook: PropagationHook | None = default.http_trace_propagation_hook,
+        debug: bool = False,
+        *,
+        propagate_to: config.PropagateTo = None,
+        db_query_args: bool = True,
+        **transmission_settings: Any,
+    ) -> None:
+        self.debug = debug
+        self._logger = get_logger(LOGGER_NAME, debug)
+        self.settings = config.resolve(
+            self._logger,
+            writekey=writekey,
+            dataset=dataset,
+            service_name=service_name,
+            sample_rate=sample_rate,
+            api_host=api_host,
+            debug=debug,
+            propagate_to=propagate_to,
+            db_query_args=db_query_args,
+            hooks={
+                "sampler_hook": sampler_hook,
+                "presend_hook": presend_hook,
+                "http_trace_parser_hook": http_trace_parser_hook,
+                "http_trace_propagation_hook": http_trace_propagation_hook,
+            },
+        )
+        propagation.propagate_dataset = self.settings.is_classic
+        self.client = Client(
+            writekey=self.settings.writekey,
+            dataset=self.settings.dataset,
+            sample_rate=self.settings.sample_rate,
+            api_host=self.settings.api_host,
+            max_concurrent_batches=max_concurrent_batches,
+            max_batch_size=max_batch_size,
+            send_frequency=send_frequency,
+            block_on_send=block_on_send,
+            block_on_response=block_on_response,
+            transmission_impl=transmission_impl,
+            user_agent_addition=USER_AGENT_ADDITION,
+            debug=debug,
+            **transmission_settings,
+        )
+        self.client.add(
+            {
+                "service_name": self.settings.service_name,
+                "service.name": self.settings.service_name,
+                "meta.beeline_version": VERSION,
+                "meta.local_hostname": _hostname(),
+            }
+        )
+        self.tracer_impl: Tracer = (
+            AsyncioTracer(self.client) if _in_event_loop() else SynchronousTracer(self.client)
+        )
+        self.tracer_impl.register_hooks(
+            presend=presend_hook,
+            sampler=sampler_hook,
+            http_trace_parser=http_trace_parser_hook,
+            http_trace_propagation=http_trace_propagation_hook,
+        )
+        self.log("initialized for service %s, %s", service_name, self.settings.api_host)
+
+    # The hooks are the tracer's; people read and set them here.
+
+    @property
+    def sampler_hook(self) -> SamplerHook | None:
+        """What decides on keeping an event."""
+        return self.tracer_impl.sampler_hook
+
+    @sampler_hook.setter
+    def sampler_hook(self, hook: SamplerHook | None) -> None:
+        self.tracer_impl.sampler_hook = hook
+
+    @property
+    def presend_hook(self) -> PresendHook | None:
+        """What edits an event's fields before it is sent."""
+        return self.tracer_impl.presend_hook
+
+    @presend_hook.setter
+    def presend_hook(self, hook: PresendHook | None) -> None:
+        self.tracer_impl.presend_hook = hook
+
+    @property
+    def http_trace_parser_hook(self) -> ParserHook | None:
+        """What reads the trace context of incoming requests."""
+        return self.tracer_impl.http_trace_parser_hook
+
+    @http_trace_parser_hook.setter
+    def http_trace_parser_hook(self, hook: ParserHook | None) -> None:
+        self.tracer_impl.http_trace_parser_hook = hook
+
+    @property
+    def http_trace_propagation_hook(self) -> PropagationHook | None:
+        """What makes the headers of outgoing requests."""
+        return self.tracer_impl.http_trace_propagation_hook
+
+    @http_trace_propagation_hook.setter
+    def http_trace_propagation_hook(self, hook: PropagationHook | None) -> None:
+        self.tracer_impl.http_trace_propagation_hook = hook
+
+    def log(self, msg: str, *args: Any, **kwargs: Any) -> None:
+        """Log a message in debug mode."""
+        if self.debug:
+            self._logger.debug(msg, *args, **kwargs)
+
+    def add_field(self, name: str, value: Any) -> None:
+        """Add a field to the active span. Old: use `add_context_field`."""
+        self.tracer_impl.add_context_field(name, value)
+
+    def add(self, data: Mapping[str, Any]) -> None:
+        """Add fields to the active span. Old: use `add_context`."""
+        self.tracer_impl.add_context(data)
+
+    def tracer(
+        self, name: str, trace_id: str | None = None, parent_id: str | None = None
+    ) -> SpanScope:
+        """Return a context manager for a span, or for a new trace where there is none."""
+        return self.tracer_impl(name, trace_id, parent_id)
+
+    def traced(
+        self, name: str, trace_id: str | None = None, parent_id: str | None = None
+    ) -> Callable[[Any], Any]:
+        """Return a decorator that gives each call of a function a span."""
+        return traced(lambda: self.tracer_impl(name, trace_id, parent_id))
+
+    def traced_thread(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Carry the trace that is current here to the threads that run a function."""
+        return traced_thread(fn)
+
+    def new_event(self, data: Mapping[str, Any] | None = None, trace_name: str = "") -> None:
+        """Start a span, or a trace where there is none. Old: use `tracer`."""
+        context = {**_mapping("new_event", data)}
+        if trace_name:
+            context["name"] = trace_name
+        if get_active() is None:
+            self.tracer_impl.start_trace(context)
+        else:
+            self.tracer_impl.start_span(context)
+
+    def send_event(self) -> None:
+        """Finish the active span. Old: use `finish_span`."""
+        span = get_active()
+        if span is not None:
+            if span.is_root():
+                self.tracer_impl.finish_trace(span)
+            else:
+                self.tracer_impl.finish_span(span)
+
+    def send_all(self) -> None:
+        """Finish all open spans of the trace, from the innermost out. Old: use `finish_trace`."""
+        span = get_active()
+        for open_span in reversed(span.trace.stack if span is not None else []):
+            self.tracer_impl.finish_span(open_span)
+
+    def send_now(self, data: Mapping[str, Any]) -> None:
+        """Send a lone event through the hooks. Old: use `client.new_event`."""
+        event = self.client.new_event(_mapping("send_now", data))
+        self.tracer_impl.send_event(event)
+
+    def get_responses_queue(self) -> queue.Queue[Any]:
+        """Return the queue on which each event's response appears."""
+        return self.client.responses()
+
+    def flush(self, timeout: float = 10.0) -> bool:
+        """Send what waits and wait at most `timeout` seconds; True when all was answered."""
+        return self.client.flush(timeout)
+
+    def close(self, timeout: float = 10.0) -> bool:
+        """Flush, then end; True when all was answered in time."""
+        return self.client.close(timeout)
+
+
+def _mapping(where: str, data: Any) -> Mapping[str, Any]:
+    if isinstance(data, Mapping):
+        return data
+    if data is not None:
+        warn_once(get_logger(LOGGER_NAME), where, "%s takes a dict, not %s", where, type(data))
+    return {}
+
+
+def _hostname() -> str:
+    import socket
+
+    try:
+        return socket.gethostname()
+    except OSError:
+        return os.environ.get("HOSTNAME", "")
+
+
+def _in_event_loop() -> bool:
+    # Not imported for this: where asyncio is not imported, no loop runs.
+    asyncio = sys.modules.get("asyncio")
+    return asyncio is not None and asyncio._get_running_loop() is not None

@@ -1,0 +1,185 @@
+"""Decorators: `traced`, `traced_thread`, `untraced`."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from contextvars import copy_context
+from typing import Any, Callable, TypeVar
+
+from beeline.context import activate, get_active
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def traced(open_span: Callable[[], Any]) -> Callable[[F], F]:
+    """Return a decorator that runs each call inside what `open_span()` returns.
+
+    That is a context manager, or None for a call that is not traced. A generator's span lasts from
+    its first step to its end, and is active only while the generator runs.
+    """
+
+    def decorate(fn: F) -> F:
+        if inspect.iscoroutinefunction(fn):
+            wrapper = _traced_coroutine(fn, open_span)
+        elif inspect.isasyncgenfunction(fn):
+            wrapper = _traced_async_generator(fn, open_span)
+        elif inspect.isgeneratorfunction(fn):
+            wrapper = _traced_generator(fn, open_span)
+        else:
+            wrapper = _traced_function(fn, open_span)
+        return functools.update_wrapper(wrapper, fn)  # type: ignore[return-value]
+
+    return decorate
+
+
+def _traced_function(fn: Callable[..., Any], open_span: Callable[[], Any]) -> Callable[..., Any]:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        scope = open_span()
+        if scope is None:
+            return fn(*args, **kwargs)
+        with scope:
+            return fn(*args, **kwargs)
+
+    return wrapper
+
+
+def _traced_coroutine(fn: Callable[..., Any], open_span: Callable[[], Any]) -> Callable[..., Any]:
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        scope = open_span()
+        if scope is None:
+            return await fn(*args, **kwargs)
+        with scope:
+            return await fn(*args, **kwargs)
+
+    return wrapper
+
+
+class _Suspended:
+    """A generator's own active span, put in place for each step and taken away between steps."""
+
+    def __init__(self, scope: Any) -> None:
+        self._scope = scope
+        outside = get_active()
+        scope.__enter__()
+        self._inside = activate(outside)
+
+    def __enter__(self) -> None:
+        self._outside = activate(self._inside)
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._inside = activate(self._outside)
+
+    def finish(self, error: BaseException | None) -> None:
+        with self:
+            self._scope.__exit__(
+                type(error) if error is not None else None,
+                error,
+                error.__traceback__ if error is not None else None,
+            )
+
+
+def _traced_generator(fn: Callable[..., Any], open_span: Callable[[], Any]) -> Callable[..., Any]:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        scope = open_span()
+        if scope is None:
+            return (yield from fn(*args, **kwargs))
+        suspended = _Suspended(scope)
+        try:
+            generator = fn(*args, **kwargs)
+            step: Callable[[], Any] = functools.partial(next, generator)
+            while True:
+                try:
+                    with suspended:
+                        item = step()
+                except StopIteration as stop:
+                    result = stop.value
+                    break
+                try:
+                    step = functools.partial(generator.send, (yield item))
+                except GeneratorExit:
+                    with suspended:
+                        generator.close()
+                    raise
+                except BaseException as thrown:
+                    step = functools.partial(generator.throw, thrown)
+        except BaseException as error:
+            suspended.finish(error)
+            raise
+        suspended.finish(None)
+        return result
+
+    return wrapper
+
+
+def _traced_async_generator(
+    fn: Callable[..., Any], open_span: Callable[[], Any]
+) -> Callable[..., Any]:
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        suspended = _Suspended(open_span() or contextlib.nullcontext())
+        try:
+            generator = fn(*args, **kwargs)
+            step: Callable[[], Any] = generator.__anext__
+            while True:
+                try:
+                    with suspended:
+                        item = await step()
+                except StopAsyncIteration:
+                    break
+                try:
+                    step = functools.partial(generator.asend, (yield item))
+                except GeneratorExit:
+                    with suspended:
+                        await generator.aclose()
+                    raise
+                except BaseException as thrown:
+                    step = functools.partial(generator.athrow, thrown)
+        except BaseException as error:
+            suspended.finish(error)
+            raise
+        suspended.finish(None)
+
+    return wrapper
+
+
+def traced_thread(fn: F) -> F:
+    """Carry the trace that is current here to the threads that run `fn`.
+
+    Each call has a copy of this context, gone after it. Without a trace here, `fn` is called as it
+    is.
+    """
+    if get_active() is None:
+        return fn
+    context = copy_context()
+
+    @functools.wraps(fn)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return context.copy().run(fn, *args, **kwargs)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def untraced(fn: F) -> F:
+    """Run a function or coroutine function outside any trace."""
+    if inspect.iscoroutinefunction(fn):
+
+        @functools.wraps(fn)
+        async def async_wrapper(*args: Any, **kwargs: Any) -> Any:
+            previous = activate(None)
+            try:
+                return await fn(*args, **kwargs)
+            finally:
+                activate(previous)
+
+        return async_wrapper  # type: ignore[return-value]
+
+    @functools.wraps(fn)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        previous = activate(None)
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            activate(previous)
+
+    return wrapper  # type: ignore[return-value]

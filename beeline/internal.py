@@ -1,0 +1,38 @@
+"""Old names, and the text of an exception."""
+
+from __future__ import annotations
+
+from typing import Any
+
+LOGGER_NAME = "honeycomb-beeline"
+
+
+def log(msg: str, *args: Any, **kwargs: Any) -> None:
+    """Log a message in debug mode."""
+    import beeline
+
+    current = beeline.get_beeline()
+    if current is not None:
+        current.log(msg, *args, **kwargs)
+
+
+def send_event() -> None:
+    """Finish the active span. Old: use `beeline.finish_span`."""
+    import beeline
+
+    beeline.send_event()
+
+
+def send_all() -> None:
+    """Finish all open spans of the trace. Old: use `beeline.finish_trace`."""
+    import beeline
+
+    beeline.send_all()
+
+
+def stringify_exception(e: BaseException) -> str:
+    """Return an exception's text, whatever its `__str__` does."""
+    try:
+        return str(e)
+    except Exception:
+        return "unable to decode exception"

@@ -1,0 +1,161 @@
+"""The `X-Honeycomb-Trace` header, version 1.
+
+`1;` and then pairs: `dataset`, `trace_id`, `parent_id`, and `context`, the base64 of a JSON object
+of trace fields. Every part is bounded, for anybody may send this header.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+import logging
+import re
+from typing import Any, Optional
+from urllib.parse import quote, unquote
+
+from beeline import propagation
+from beeline.propagation import PropagationContext, Request
+
+HEADER = "X-Honeycomb-Trace"
+
+# Ours, for a header that no honest service outgrows: servers refuse headers of 8 to 16 KB.
+MAX_CONTEXT_BYTES = 8192
+MAX_FIELDS = 64
+MAX_DATASET_LENGTH = 256
+_MAX_PAIRS = 16
+
+_ID = re.compile(r"[!-~]{1,128}")
+_NO_ID = re.compile(r"[,;=]")
+
+_logger = logging.getLogger("honeycomb-beeline")
+
+Unmarshalled = tuple[Optional[str], Optional[str], Optional[dict[str, Any]]]
+
+
+def http_trace_parser_hook(request: Request) -> PropagationContext | None:
+    """Return the context of a request's `X-Honeycomb-Trace`; None without a usable one."""
+    header = request.header(HEADER)
+    if not header:
+        return None
+    trace_id, parent_id, fields, dataset = unmarshal_propagation_context_with_dataset(header)
+    if trace_id is None:
+        return None
+    return PropagationContext(trace_id, parent_id, fields, dataset)
+
+
+def http_trace_propagation_hook(
+    propagation_context: PropagationContext | None,
+) -> dict[str, str] | None:
+    """Return the header for a context; None where there is nothing to send."""
+    header = marshal_propagation_context(propagation_context)
+    return {HEADER: header} if header is not None else None
+
+
+def marshal_propagation_context(propagation_context: PropagationContext | None) -> str | None:
+    """Return a header's value for a context; None where its ids do not fit into one."""
+    if propagation_context is None:
+        return None
+    trace_id = _valid_id(propagation_context.trace_id)
+    parent_id = _valid_id(propagation_context.parent_id)
+    if trace_id is None or parent_id is None:
+        return None
+    dataset = propagation_context.dataset
+    start = f"dataset={quote(str(dataset), safe='')}," if dataset and _datasets_travel() else ""
+    context = binascii.b2a_base64(_fields_json(propagation_context.trace_fields), newline=False)
+    return f"1;{start}trace_id={trace_id},parent_id={parent_id},context={context.decode()}"
+
+
+def unmarshal_propagation_context(trace_header: str) -> Unmarshalled:
+    """Return trace id, parent id and fields of a header's value; three None if it is bad."""
+    return unmarshal_propagation_context_with_dataset(trace_header)[:3]
+
+
+def unmarshal_propagation_context_with_dataset(
+    trace_header: str,
+) -> tuple[str | None, str | None, dict[str, Any] | None, str | None]:
+    """Return trace id, parent id, fields and dataset of a header's value; None for each if bad.
+
+    A missing pair is None, or no fields; an unknown one is skipped.
+    """
+    bad = (None, None, None, None)
+    if not isinstance(trace_header, str):
+        return bad
+    version, _, rest = trace_header.strip().partition(";")
+    if version != "1" or not rest:
+        return bad
+    pairs = {}
+    for pair in rest.split(",", _MAX_PAIRS)[:_MAX_PAIRS]:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            return bad
+        pairs[name.strip()] = value.strip()
+    fields: dict[str, Any] | None = {}
+    if "context" in pairs:
+        fields = _read_fields(pairs["context"])
+        if fields is None:
+            return bad
+    dataset = None
+    if "dataset" in pairs and _datasets_travel():
+        dataset = unquote(pairs["dataset"][: 3 * MAX_DATASET_LENGTH])[:MAX_DATASET_LENGTH] or None
+        if dataset is not None and not dataset.isprintable():
+            dataset = None
+    return _valid_id(pairs.get("trace_id")), _valid_id(pairs.get("parent_id")), fields, dataset
+
+
+def _datasets_travel() -> bool:
+    return bool(propagation.propagate_dataset)
+
+
+def _valid_id(value: Any) -> str | None:
+    if value is None:
+        return None
+    text = str(value)
+    return text if _ID.fullmatch(text) and not _NO_ID.search(text) else None
+
+
+def _read_fields(context: str) -> dict[str, Any] | None:
+    """Return the fields in a base64 context, of either alphabet, padded or not; None if bad."""
+    encoded = context.rstrip("=").replace("-", "+").replace("_", "/")
+    if len(encoded) * 3 // 4 > MAX_CONTEXT_BYTES:
+        _logger.debug("trace context of more than %d bytes left out", MAX_CONTEXT_BYTES)
+        return {}
+    try:
+        decoded = binascii.a2b_base64(encoded + "=" * (-len(encoded) % 4))
+        fields = json.loads(decoded)
+    except (ValueError, RecursionError):  # binascii.Error and JSONDecodeError are ValueErrors
+        return None
+    if not isinstance(fields, dict):
+        return None
+    if len(fields) > MAX_FIELDS:
+        _logger.debug("trace fields beyond %d left out", MAX_FIELDS)
+        fields = dict(list(fields.items())[:MAX_FIELDS])
+    return fields
+
+
+def _fields_json(fields: Any) -> bytes:
+    r"""Return trace fields as JSON, non-ASCII as \u escapes (the JavaScript Beeline needs them)."""
+    try:
+        encoded = json.dumps(fields, default=str, allow_nan=False).encode("ascii")
+        if len(encoded) <= MAX_CONTEXT_BYTES and len(fields) <= MAX_FIELDS:
+            return encoded
+    except Exception:  # the values are the user's: anything may happen
+        pass
+    return _fields_json_one_by_one(fields)
+
+
+def _fields_json_one_by_one(fields: Any) -> bytes:
+    """Return the fields that can be sent, as many as there is room for."""
+    parts: list[str] = []
+    size = 2
+    for name, value in list(fields.items()) if isinstance(fields, dict) else []:
+        try:
+            part = f"{json.dumps(str(name))}: {json.dumps(value, default=str, allow_nan=False)}"
+        except Exception:
+            try:
+                part = f"{json.dumps(str(name))}: {json.dumps(str(value))}"
+            except Exception:
+                continue
+        if size + len(part) + 2 <= MAX_CONTEXT_BYTES and len(parts) < MAX_FIELDS:
+            parts.append(part)
+            size += len(part) + 2
+    return ("{" + ", ".join(parts) + "}").encode("ascii")

@@ -1,0 +1,89 @@
+"""W3C Trace Context: the `traceparent` and `tracestate` headers (https://www.w3.org/TR/trace-context/)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from beeline.propagation import PropagationContext, Request
+
+_TRACEPARENT = re.compile(
+    r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.IGNORECASE
+)
+_TRACE_ID = re.compile(r"(?!0{32})[0-9a-f]{32}")
+_PARENT_ID = re.compile(r"(?!0{16})[0-9a-f]{16}")
+_FLAGS = re.compile(r"[0-9a-f]{2}")
+# Control characters would let a field become another header; a tab may stand in one.
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+# Ours; the standard asks that 512 characters be carried.
+MAX_TRACESTATE_LENGTH = 8192
+
+
+def http_trace_parser_hook(request: Request) -> PropagationContext | None:
+    """Return the context of a request's `traceparent`; None without a valid one."""
+    header = request.header("traceparent")
+    parts = unmarshal_traceparent(header) if header else None
+    if parts is None:
+        return None
+    trace_id, parent_id, flags = parts
+    fields: dict[str, Any] = {"traceflags": flags}
+    state = request.header("tracestate")
+    if state:
+        fields["tracestate"] = unmarshal_tracestate(state)
+    return PropagationContext(trace_id, parent_id, fields)
+
+
+def http_trace_propagation_hook(
+    propagation_context: PropagationContext | None,
+) -> dict[str, str] | None:
+    """Return the headers for a context; None where its ids have no W3C form."""
+    parent = marshal_traceparent(propagation_context)
+    if parent is None:
+        return None
+    headers = {"traceparent": parent}
+    state = marshal_tracestate(propagation_context)
+    if state:
+        headers["tracestate"] = state
+    return headers
+
+
+def marshal_traceparent(propagation_context: PropagationContext | None) -> str | None:
+    """Return a `traceparent`; None where the ids have no W3C form."""
+    if propagation_context is None:
+        return None
+    trace_id = str(propagation_context.trace_id)
+    parent_id = str(propagation_context.parent_id)
+    if not (_TRACE_ID.fullmatch(trace_id) and _PARENT_ID.fullmatch(parent_id)):
+        return None
+    flags = propagation_context.trace_fields.get("traceflags")
+    if not (isinstance(flags, str) and _FLAGS.fullmatch(flags)):
+        flags = "01"
+    return f"00-{trace_id}-{parent_id}-{flags}"
+
+
+def marshal_tracestate(propagation_context: PropagationContext | None) -> str | None:
+    """Return the `tracestate` that came in, as it came; None without one that can be sent."""
+    if propagation_context is None:
+        return None
+    state = propagation_context.trace_fields.get("tracestate")
+    if not isinstance(state, str) or not state or _CONTROL.search(state):
+        return None
+    return state if len(state) <= MAX_TRACESTATE_LENGTH else None
+
+
+def unmarshal_traceparent(header: str) -> tuple[str, str, str] | None:
+    """Return trace id, parent id and flags of a `traceparent`; None if it is not valid."""
+    match = _TRACEPARENT.fullmatch(header.strip(" \t")) if isinstance(header, str) else None
+    if match is None:
+        return None
+    version, trace_id, parent_id, flags = (part.lower() for part in match.groups()[:4])
+    if version == "ff" or (version == "00" and match[5]):
+        return None
+    if not (_TRACE_ID.fullmatch(trace_id) and _PARENT_ID.fullmatch(parent_id)):
+        return None
+    return trace_id, parent_id, flags
+
+
+def unmarshal_tracestate(header: str) -> str:
+    """Return a `tracestate` as it is: it is other people's."""
+    return header

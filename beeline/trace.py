@@ -1,0 +1,659 @@
+"""Traces and spans: how they start, what they carry, and how they are sent."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Callable, Optional
+
+from beeline import propagation
+from beeline.context import activate, deactivate, get_active
+from beeline.internal import LOGGER_NAME, stringify_exception
+from beeline.propagation import PropagationContext, Request, honeycomb
+from libhoney import Client, Event
+from libhoney.internal import get_logger, warn_once
+from libhoney.transmission import lifecycle
+
+SamplerHook = Callable[[dict[str, Any]], tuple[bool, int]]
+PresendHook = Callable[[dict[str, Any]], None]
+ParserHook = Callable[[Request], Optional[PropagationContext]]
+PropagationHook = Callable[[PropagationContext], Optional[dict[str, str]]]
+
+SPAN_ID_BYTES = 8
+TRACE_ID_BYTES = 16
+MAX_INT32 = 2**32 - 1
+
+# Trace fields that travel with a trace without being fields of its events (W3C Trace Context).
+_CARRIED = frozenset({"traceflags", "tracestate"})
+# Names that an upstream service cannot set here.
+_RESERVED_PREFIXES = ("trace.", "meta.", "service")
+_RESERVED_NAMES = frozenset({"name", "duration_ms", "type"})
+# Traces started inside unfinished ones that are remembered; a program that never finishes its
+# traces must not grow by each.
+_MAX_NESTED_TRACES = 100
+
+_logger = get_logger(LOGGER_NAME)
+_rollup_lock = threading.Lock()
+_ids: list[str] = []
+lifecycle.on_fork(_ids.clear)
+
+
+def generate_span_id() -> str:
+    """Return 16 random lowercase hex digits, never all zero."""
+    try:
+        return _ids.pop()
+    except IndexError:  # one system call for many ids
+        fresh = os.urandom(SPAN_ID_BYTES * 512).hex()
+        _ids.extend(
+            digits
+            for start in range(0, len(fresh), 16)
+            if (digits := fresh[start : start + 16]) != "0" * 16
+        )
+        return generate_span_id()
+
+
+def generate_trace_id() -> str:
+    """Return 32 random lowercase hex digits, never all zero."""
+    return generate_span_id() + generate_span_id()
+
+
+def _should_sample(trace_id: str, sample_rate: int) -> bool:
+    """Tell whether a trace is kept at a rate: the same in every process and every Beeline."""
+    import hashlib
+
+    digest = hashlib.sha1(trace_id.encode("utf-8", "replace"), usedforsecurity=False).digest()
+    return int.from_bytes(digest[:4], "big") < MAX_INT32 / sample_rate
+
+
+class Trace:
+    """What the spans of one trace in this process share."""
+
+    __slots__ = (
+        "_leaf",
+        "_sampled",
+        "carried",
+        "dataset",
+        "depth",
+        "fields",
+        "id",
+        "rollup_fields",
+    )
+
+    def __init__(self, trace_id: str, dataset: str | None = None) -> None:
+        self.id = trace_id
+        self.dataset = dataset
+        self.fields: dict[str, Any] = {}
+        self.carried: dict[str, Any] = {}
+        self.rollup_fields: defaultdict[str, float] = defaultdict(float)
+        self.depth = 0
+        self._leaf: Span | None = None
+        self._sampled: tuple[int, bool] | None = None
+
+    @property
+    def stack(self) -> list[Span]:
+        """The open spans of this trace, outermost first, where it is asked for."""
+        span = get_active()
+        if span is None or span.trace is not self:
+            span = self._leaf
+        spans = []
+        while span is not None:
+            if span.trace.id == self.id:
+                spans.append(span)
+            span = span.previous
+        return spans[::-1]
+
+    def copy(self) -> Trace:
+        """Return a trace for another thread: the same spans, its fields from here on its own."""
+        twin = Trace(self.id, self.dataset)
+        twin.fields = dict(self.fields)
+        twin.carried = dict(self.carried)
+        twin.rollup_fields = self.rollup_fields
+        twin.depth = self.depth
+        active = get_active()
+        twin._leaf = active if active is not None and active.trace is self else self._leaf
+        return twin
+
+    def is_sampled(self, sample_rate: int) -> bool:
+        """Tell whether this trace is kept at a rate."""
+        if self._sampled is None or self._sampled[0] != sample_rate:
+            try:
+                keep = _should_sample(self.id, sample_rate)
+            except (TypeError, ZeroDivisionError):  # set on the client to something that is no rate
+                keep = True
+            self._sampled = (sample_rate, keep)
+        return self._sampled[1]
+
+
+class SpanEvent(Event):
+    """The event of a span; its dict of fields is used as it is."""
+
+    __slots__ = ()
+
+    def __init__(self, client: Client, fields: dict[str, Any], dataset: str | None) -> None:
+        self._created = time.time()
+        self._data = fields
+        self.metadata = None
+        self.client = client
+        self.writekey = client.writekey
+        self.dataset = dataset or client.dataset
+        self.api_host = client.api_host
+        self.sample_rate = client.sample_rate
+
+    @property
+    def start_time(self) -> datetime:
+        """When the span started, local time."""
+        created = self._created
+        return datetime.fromtimestamp(created) if isinstance(created, float) else created
+
+
+class Span:
+    """One unit of work: ids, an event with its fields, and the trace it belongs to."""
+
+    __slots__ = (
+        "__weakref__",
+        "_is_root",
+        "_rollup_fields",
+        "_started",
+        "event",
+        "finished",
+        "id",
+        "parent_id",
+        "previous",
+        "trace",
+        "trace_id",
+    )
+
+    def __init__(
+        self,
+        trace_id: str,
+        parent_id: str | None,
+        id: str,
+        event: Event,
+        is_root: bool = False,
+        trace: Trace | None = None,
+        previous: Span | None = None,
+    ) -> None:
+        """Make a span; `previous` is the one that was active before it."""
+        self.trace_id = trace_id
+        self.parent_id = parent_id
+        self.id = id
+        self.event = event
+        self.trace = trace if trace is not None else Trace(trace_id)
+        self.previous = previous
+        self.finished = False
+        self._is_root = is_root
+        self._rollup_fields: defaultdict[str, float] | None = None
+        self._started = time.perf_counter_ns()
+
+    @property
+    def rollup_fields(self) -> defaultdict[str, float]:
+        """What `add_rollup_field` added up on this span."""
+        if self._rollup_fields is None:
+            self._rollup_fields = defaultdict(float)
+        return self._rollup_fields
+
+    def is_root(self) -> bool:
+        """Tell whether this is the first span of the trace in this process."""
+        return self._is_root
+
+    def add_context(self, data: Mapping[str, Any]) -> None:
+        """Add fields to this span; what is no mapping is left out and said in the log."""
+        try:
+            self.event._data.update(data)
+        except (TypeError, ValueError):
+            warn_once(_logger, "add_context", "add_context takes a dict, not %s", type(data))
+
+    def add_context_field(self, name: str, value: Any) -> None:
+        """Add a field to this span."""
+        self.event._data[name] = value
+
+    def remove_context_field(self, name: str) -> None:
+        """Remove a field from this span, if it is there."""
+        self.event._data.pop(name, None)
+
+
+class SpanScope:
+    """`with tracer(name) as span:`, and `@tracer(name)` over a function."""
+
+    __slots__ = ("_name", "_parent_id", "_span", "_trace_id", "_tracer")
+
+    def __init__(
+        self, tracer: Tracer, name: str, trace_id: str | None, parent_id: str | None
+    ) -> None:
+        self._tracer = tracer
+        self._name = name
+        self._trace_id = trace_id
+        self._parent_id = parent_id
+
+    def __enter__(self) -> Span:
+        active = get_active()
+        if active is None or self._trace_id:
+            span = self._tracer.start_trace({"name": self._name}, self._trace_id, self._parent_id)
+        else:
+            span = self._tracer._open(
+                active.trace, self._parent_id or active.id, {"name": self._name}, active, False
+            )
+        self._span = span
+        return span
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        span = self._span
+        if error is not None:
+            record_exception(span, error)
+        if span._is_root:
+            self._tracer.finish_trace(span)
+        else:
+            self._tracer.finish_span(span)
+
+    def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function traced as `beeline.traced` does."""
+        return traced_impl(self._tracer, self._name, self._trace_id, self._parent_id)(fn)
+
+
+def record_exception(span: Span, error: BaseException) -> None:
+    """Put an exception's type, text and traceback on a span; a generator's end is none."""
+    if isinstance(error, GeneratorExit):
+        return
+    import traceback
+
+    fields = span.event._data
+    try:
+        fields["app.exception_type"] = str(type(error))
+        fields["app.exception_string"] = stringify_exception(error)
+        lines = traceback.format_exception(type(error), error, error.__traceback__)
+    except Exception:  # an exception of the user's own may do anything when it is looked at
+        lines = traceback.format_tb(error.__traceback__)
+    fields["app.exception_stacktrace"] = "".join(lines)
+
+
+class Tracer:
+    """Starts and finishes spans, and sends them through the hooks."""
+
+    def __init__(self, client: Client) -> None:
+        """Make a tracer that sends with a client."""
+        self._client = client
+        self.presend_hook: PresendHook | None = None
+        self.sampler_hook: SamplerHook | None = None
+        self.http_trace_parser_hook: ParserHook | None = None
+        self.http_trace_propagation_hook: PropagationHook | None = None
+
+    def register_hooks(
+        self,
+        presend: PresendHook | None = None,
+        sampler: SamplerHook | None = None,
+        http_trace_parser: ParserHook | None = None,
+        http_trace_propagation: PropagationHook | None = None,
+    ) -> None:
+        """Set all hooks."""
+        self.presend_hook = presend
+        self.sampler_hook = sampler
+        self.http_trace_parser_hook = http_trace_parser
+        self.http_trace_propagation_hook = http_trace_propagation
+
+    def __call__(
+        self, name: str, trace_id: str | None = None, parent_id: str | None = None
+    ) -> SpanScope:
+        """Return a context manager for a span in the current trace.
+
+        With `trace_id`, or where there is no trace, it is the root of a new one.
+        """
+        return SpanScope(self, name, trace_id, parent_id)
+
+    # Spans
+
+    def start_trace(
+        self,
+        context: Mapping[str, Any] | None = None,
+        trace_id: str | None = None,
+        parent_span_id: str | None = None,
+        dataset: str | None = None,
+    ) -> Span:
+        """Start a trace and return its root span, now active.
+
+        `dataset` is where the trace's events go instead of the client's.
+        """
+        trace = Trace(str(trace_id) if trace_id else generate_trace_id(), dataset)
+        return self._open_root(trace, parent_span_id, context)
+
+    def _open_root(
+        self, trace: Trace, parent_id: str | None, context: Mapping[str, Any] | None
+    ) -> Span:
+        previous = get_active()
+        if previous is not None:
+            trace.depth = previous.trace.depth + 1
+            if trace.depth > _MAX_NESTED_TRACES:
+                trace.depth = 0
+                previous = None
+        span = self._open(trace, parent_id or None, context, previous, True)
+        span.event._data["meta.span_type"] = "subroot" if parent_id else "root"
+        if self._client.debug:
+            _logger.debug("trace %s started", trace.id)
+        return span
+
+    def start_span(
+        self,
+        context: Mapping[str, Any] | None = None,
+        parent_id: str | None = None,
+        is_root_span: bool = False,
+    ) -> Span | None:
+        """Start a child of the active span and make it active; None without a trace."""
+        active = get_active()
+        if active is None:
+            if self._client.debug:
+                _logger.debug("start_span called without a trace: there is no span")
+            return None
+        return self._open(active.trace, parent_id or active.id, context, active, is_root_span)
+
+    def _open(
+        self,
+        trace: Trace,
+        parent_id: str | None,
+        context: Mapping[str, Any] | None,
+        previous: Span | None,
+        is_root: bool,
+    ) -> Span:
+        client = self._client
+        span_id = generate_span_id()
+        try:
+            fields = {
+                **client.fields._data,
+                **trace.fields,
+                **(context or {}),
+                "trace.trace_id": trace.id,
+                "trace.parent_id": parent_id,
+                "trace.span_id": span_id,
+            }
+        except Exception:
+            if not context:
+                raise
+            warn_once(_logger, "context", "a span's context is a dict, not %s", type(context))
+            return self._open(trace, parent_id, None, previous, is_root)
+        if client.fields._dyn_fields:
+            fields = {**Event(client=client)._data, **fields}
+        event = SpanEvent(client, fields, trace.dataset)
+        span = Span(trace.id, parent_id, span_id, event, is_root, trace, previous)
+        activate(span)
+        return span
+
+    def finish_span(self, span: Span | None) -> None:
+        """Send a span; None, and a span that was sent, are left alone."""
+        if span is None or span.finished:
+            return
+        span.finished = True
+        fields = span.event._data
+        fields["duration_ms"] = (time.perf_counter_ns() - span._started) / 1e6
+        trace = span.trace
+        if trace.fields:
+            for name, value in trace.fields.copy().items():
+                fields.setdefault(name, value)
+        if span._rollup_fields:
+            fields.update(span._rollup_fields)
+        if span._is_root and trace.rollup_fields:
+            with _rollup_lock:
+                fields.update(trace.rollup_fields)
+        deactivate(span)
+        self._run_hooks_and_send(span)
+
+    def finish_trace(self, span: Span | None, leaf: Span | None = None) -> None:
+        """Send a root span, after what is still open below it here.
+
+        `leaf` is the innermost span that was active when the trace's work ended, where that is not
+        the one active now.
+        """
+        if span is None or span.finished:
+            return
+        self._close_open_children(leaf if leaf is not None else get_active(), span)
+        self.finish_span(span)
+        if self._client.debug:
+            _logger.debug("trace %s finished", span.trace_id)
+
+    def _close_open_children(self, leaf: Span | None, root: Span) -> None:
+        left_open = []
+        child = leaf
+        while child is not None and child is not root:
+            if child.trace is root.trace and not child.finished:
+                left_open.append(child)
+            child = child.previous
+        if child is root:
+            for span in left_open:
+                self.finish_span(span)
+
+    def _run_hooks_and_send(self, span: Span) -> None:
+        event = span.event
+        if self.sampler_hook is not None:
+            if not self._keep(self.sampler_hook, event):
+                return
+        elif event.sample_rate != 1 and not span.trace.is_sampled(event.sample_rate):
+            return
+        if self.presend_hook is None or self._prepare(self.presend_hook, event):
+            self._client.send(event)
+
+    def _keep(self, hook: SamplerHook, event: Event) -> bool:
+        try:
+            keep, rate = hook(event._data)
+            keep = bool(keep)
+            if keep:
+                event.sample_rate = rate
+            return keep
+        except Exception:
+            warn_once(
+                _logger, "sampler", "the sampler hook raised; the event is kept", exc_info=True
+            )
+            return True
+
+    def _prepare(self, hook: PresendHook, event: Event) -> bool:
+        try:
+            hook(event._data)
+            return True
+        except Exception:
+            # It may hold what the hook was to take out.
+            warn_once(
+                _logger, "presend", "the presend hook raised; the event is dropped", exc_info=True
+            )
+            self._client.send_dropped_response(event, "event dropped; presend hook raised")
+            return False
+
+    def send_event(self, event: Event) -> None:
+        """Send an event that belongs to no trace through the hooks."""
+        if self.sampler_hook is not None and not self._keep(self.sampler_hook, event):
+            return
+        if self.presend_hook is None or self._prepare(self.presend_hook, event):
+            if self.sampler_hook is not None:
+                event.send_presampled()
+            else:
+                event.send()
+
+    # Where we are
+
+    def get_active_span(self) -> Span | None:
+        """Return the span that is active here."""
+        return get_active()
+
+    def get_active_trace_id(self) -> str | None:
+        """Return the id of the trace that is active here."""
+        span = get_active()
+        return span.trace_id if span is not None else None
+
+    @property
+    def _trace(self) -> Trace | None:
+        """The active trace. People carry it to other threads: it remembers its innermost span."""
+        span = get_active()
+        if span is None:
+            return None
+        span.trace._leaf = span
+        return span.trace
+
+    @_trace.setter
+    def _trace(self, trace: Trace | None) -> None:
+        leaf = trace._leaf if trace is not None else None
+        if trace is not None and leaf is None:
+            leaf = Span(trace.id, None, generate_span_id(), Event(client=self._client), True, trace)
+            leaf.finished = True
+        elif trace is not None and leaf is not None and leaf.trace is not trace:
+            # A stand-in for the span in its first trace: a parent here, sent there.
+            twin = Span(trace.id, leaf.parent_id, leaf.id, leaf.event, leaf._is_root, trace)
+            twin.finished = True
+            leaf = twin
+        activate(leaf)
+
+    # Fields
+
+    def add_context(self, data: Mapping[str, Any]) -> None:
+        """Add fields to the active span."""
+        span = get_active()
+        if span is not None:
+            span.add_context(data)
+
+    def add_context_field(self, name: str, value: Any) -> None:
+        """Add a field to the active span."""
+        span = get_active()
+        if span is not None:
+            span.add_context_field(name, value)
+
+    def remove_context_field(self, name: str) -> None:
+        """Remove a field from the active span."""
+        span = get_active()
+        if span is not None:
+            span.remove_context_field(name)
+
+    def add_trace_field(self, name: str, value: Any) -> None:
+        """Add a field, named `app.<name>`, to the active span and to what follows in the trace."""
+        span = get_active()
+        if span is not None:
+            key = _trace_field_name(name)
+            span.event._data[key] = value
+            span.trace.fields[key] = value
+
+    def remove_trace_field(self, name: str) -> None:
+        """Remove a trace field from the active span and from what follows in the trace."""
+        span = get_active()
+        if span is not None:
+            # One that came from upstream has kept its name.
+            key = name if name in span.trace.fields else _trace_field_name(name)
+            span.trace.fields.pop(key, None)
+            span.event._data.pop(key, None)
+
+    def add_rollup_field(self, name: str, value: float) -> None:
+        """Add a number to the active span's sum, and to the trace's sum on the root span."""
+        span = get_active()
+        if span is None:
+            return
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            warn_once(
+                _logger, "add_rollup_field", "add_rollup_field takes a number, not %s", type(value)
+            )
+            return
+        with _rollup_lock:
+            span.rollup_fields[name] += number
+            span.trace.rollup_fields[f"rollup.{name}"] += number
+
+    # Propagation
+
+    def parse_http_trace(self, request: Request) -> PropagationContext | None:
+        """Return the upstream context that the parser hook reads from a request."""
+        hook = self.http_trace_parser_hook
+        return hook(request) if hook is not None else None
+
+    def propagate_and_start_trace(
+        self, context: Mapping[str, Any] | None, request: Request
+    ) -> Span:
+        """Start a trace that continues the one a request brings, if it brings one."""
+        error = upstream = None
+        try:
+            upstream = self.parse_http_trace(request)
+        except Exception as raised:
+            error = repr(type(raised))
+            warn_once(_logger, "parser hook", "the trace parser hook raised", exc_info=True)
+        if upstream is None or not upstream.trace_id:
+            span = self.start_trace(context)
+        else:
+            dataset = upstream.dataset if propagation.propagate_dataset else None
+            trace = Trace(str(upstream.trace_id), dataset or None)
+            self._take_over(trace, upstream.trace_fields)
+            span = self._open_root(trace, upstream.parent_id, context)
+        if error is not None:
+            span.event._data["parser_hook_error"] = error
+        return span
+
+    def _take_over(self, trace: Trace, upstream_fields: Any) -> None:
+        if not isinstance(upstream_fields, Mapping):
+            return
+        own = self._client.fields._data
+        for name, value in upstream_fields.items():
+            if name in _CARRIED:
+                trace.carried[name] = value
+            elif not (
+                not isinstance(name, str)
+                or name in own
+                or name in _RESERVED_NAMES
+                or name.startswith(_RESERVED_PREFIXES)
+            ):
+                trace.fields[name] = value
+
+    def get_propagation_context(self) -> PropagationContext | None:
+        """Return what the next service should know of the active span; None without one."""
+        span = get_active()
+        if span is None:
+            return None
+        trace = span.trace
+        return PropagationContext(
+            trace.id, span.id, {**trace.fields, **trace.carried}, trace.dataset
+        )
+
+    def propagation_headers(self) -> dict[str, str] | None:
+        """Return the headers that the propagation hook makes for the active span."""
+        context = self.get_propagation_context()
+        hook = self.http_trace_propagation_hook
+        if context is None or hook is None:
+            return None
+        try:
+            return hook(context)
+        except Exception:
+            warn_once(
+                _logger, "propagation hook", "the trace propagation hook raised", exc_info=True
+            )
+            return None
+
+    def marshal_trace_context(self) -> str | None:
+        """Return the value of `X-Honeycomb-Trace` for the active span; None without one."""
+        context = self.get_propagation_context()
+        return honeycomb.marshal_propagation_context(context) if context is not None else None
+
+
+class SynchronousTracer(Tracer):
+    """The tracer's name where `Beeline` is made outside a running event loop."""
+
+
+def _trace_field_name(name: str) -> str:
+    name = str(name)
+    return name if name.startswith("app.") else f"app.{name}"
+
+
+def marshal_trace_context(trace_id: str, parent_id: str, context: dict[str, Any]) -> str | None:
+    """Return a value of `X-Honeycomb-Trace`."""
+    return honeycomb.marshal_propagation_context(PropagationContext(trace_id, parent_id, context))
+
+
+def unmarshal_trace_context(
+    trace_header: str,
+) -> tuple[str | None, str | None, dict[str, Any] | None]:
+    """Return trace id, parent id and fields of an `X-Honeycomb-Trace`; three None if it is bad."""
+    return honeycomb.unmarshal_propagation_context(trace_header)
+
+
+def traced_impl(
+    tracer_fn: Callable[..., Any],
+    name: str,
+    trace_id: str | None = None,
+    parent_id: str | None = None,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that runs a function inside `tracer_fn(name, trace_id, parent_id)`."""
+    from beeline.decorators import traced
+
+    return traced(lambda: tracer_fn(name, trace_id=trace_id, parent_id=parent_id))
