@@ -12,16 +12,15 @@ import os
 import queue
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Callable, Optional, TypeVar
+from typing import Any, Callable, TypeVar
 
-from beeline import config, core, decorators, trace
+from beeline import config, core, decorators
 from beeline.aiotrace import AsyncioTracer
 from beeline.core import USER_AGENT_ADDITION, Beeline
 from beeline.propagation import Request
-from beeline.trace import PresendHook, SamplerHook, Span, SynchronousTracer
+from beeline.trace import PresendHook, SamplerHook, Span, SpanScope, SynchronousTracer
 from beeline.version import VERSION
 from libhoney.client import DEFAULT_API_HOST
-from libhoney.internal import get_logger
 
 __all__ = [
     "USER_AGENT_ADDITION",
@@ -62,8 +61,8 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_GBL: Optional[Beeline] = None
-_INITPID: Optional[int] = None
+_GBL: Beeline | None = None
+_INITPID: int | None = None
 
 _NOTHING: AbstractContextManager[None] = contextlib.nullcontext()
 
@@ -126,7 +125,7 @@ def init(
         core.check_settings(settings)
         return
     if _GBL is not None:
-        if _INITPID == os.getpid():
+        if os.getpid() == _INITPID:
             _GBL.log("beeline.init was called again: the first call holds")
             return
         # A forked child. What waits here is the child's own.
@@ -203,7 +202,9 @@ def tracer(
     With `trace_id`, or where there is no trace, the span is the root of a new trace. An exception
     is recorded on the span and goes on.
     """
-    return _GBL.tracer_impl(name, trace_id, parent_id) if _GBL is not None else _NOTHING
+    if _GBL is None:
+        return _NOTHING
+    return SpanScope(_GBL.tracer_impl, name, trace_id, parent_id)
 
 
 def traced(

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, Callable, Optional
 
 from beeline import propagation
-from beeline.context import activate, deactivate, get_active
+from beeline.context import activate, get_active, set_active
 from beeline.internal import LOGGER_NAME, stringify_exception
 from beeline.propagation import PropagationContext, Request, honeycomb
 from libhoney import Client, Event
@@ -38,6 +38,7 @@ _MAX_NESTED_TRACES = 100
 
 _logger = get_logger(LOGGER_NAME)
 _rollup_lock = threading.Lock()
+_NO_ID = "0" * 16
 _ids: list[str] = []
 lifecycle.on_fork(_ids.clear)
 
@@ -47,12 +48,8 @@ def generate_span_id() -> str:
     try:
         return _ids.pop()
     except IndexError:  # one system call for many ids
-        fresh = os.urandom(SPAN_ID_BYTES * 512).hex()
-        _ids.extend(
-            digits
-            for start in range(0, len(fresh), 16)
-            if (digits := fresh[start : start + 16]) != "0" * 16
-        )
+        fresh = os.urandom(SPAN_ID_BYTES * 512).hex(" ", SPAN_ID_BYTES).split()
+        _ids.extend(fresh if _NO_ID not in fresh else filter(_NO_ID.__ne__, fresh))
         return generate_span_id()
 
 
@@ -234,9 +231,9 @@ class SpanScope:
         if active is None or self._trace_id:
             span = self._tracer.start_trace({"name": self._name}, self._trace_id, self._parent_id)
         else:
-            span = self._tracer._open(
-                active.trace, self._parent_id or active.id, {"name": self._name}, active, False
-            )
+            parent_id = self._parent_id or active.id
+            span = self._tracer._open(active.trace, parent_id, None, active, False)
+            span.event._data["name"] = self._name
         self._span = span
         return span
 
@@ -357,26 +354,24 @@ class Tracer:
         is_root: bool,
     ) -> Span:
         client = self._client
+        common = client.fields
+        fields = common._data.copy()
+        if common._dyn_fields:
+            fields = Event(client=client)._data
+        if trace.fields:
+            fields.update(trace.fields)
+        if context:
+            try:
+                fields.update(context)
+            except Exception:
+                warn_once(_logger, "context", "a span's context is a dict, not %s", type(context))
         span_id = generate_span_id()
-        try:
-            fields = {
-                **client.fields._data,
-                **trace.fields,
-                **(context or {}),
-                "trace.trace_id": trace.id,
-                "trace.parent_id": parent_id,
-                "trace.span_id": span_id,
-            }
-        except Exception:
-            if not context:
-                raise
-            warn_once(_logger, "context", "a span's context is a dict, not %s", type(context))
-            return self._open(trace, parent_id, None, previous, is_root)
-        if client.fields._dyn_fields:
-            fields = {**Event(client=client)._data, **fields}
+        fields["trace.trace_id"] = trace.id
+        fields["trace.parent_id"] = parent_id
+        fields["trace.span_id"] = span_id
         event = SpanEvent(client, fields, trace.dataset)
         span = Span(trace.id, parent_id, span_id, event, is_root, trace, previous)
-        activate(span)
+        set_active(span)
         return span
 
     def finish_span(self, span: Span | None) -> None:
@@ -395,8 +390,20 @@ class Tracer:
         if span._is_root and trace.rollup_fields:
             with _rollup_lock:
                 fields.update(trace.rollup_fields)
-        deactivate(span)
-        self._run_hooks_and_send(span)
+        if get_active() is span:
+            previous = span.previous
+            while previous is not None and previous.finished:
+                previous = previous.previous
+            set_active(previous)
+        # Sampler, then presend, then away.
+        event = span.event
+        if self.sampler_hook is not None:
+            if not self._keep(self.sampler_hook, event):
+                return
+        elif event.sample_rate != 1 and not trace.is_sampled(event.sample_rate):
+            return
+        if self.presend_hook is None or self._prepare(self.presend_hook, event):
+            self._client.send(event)
 
     def finish_trace(self, span: Span | None, leaf: Span | None = None) -> None:
         """Send a root span, after what is still open below it here.
@@ -421,16 +428,6 @@ class Tracer:
         if child is root:
             for span in left_open:
                 self.finish_span(span)
-
-    def _run_hooks_and_send(self, span: Span) -> None:
-        event = span.event
-        if self.sampler_hook is not None:
-            if not self._keep(self.sampler_hook, event):
-                return
-        elif event.sample_rate != 1 and not span.trace.is_sampled(event.sample_rate):
-            return
-        if self.presend_hook is None or self._prepare(self.presend_hook, event):
-            self._client.send(event)
 
     def _keep(self, hook: SamplerHook, event: Event) -> bool:
         try:
@@ -506,7 +503,10 @@ class Tracer:
         """Add fields to the active span."""
         span = get_active()
         if span is not None:
-            span.add_context(data)
+            try:
+                span.event._data.update(data)
+            except (TypeError, ValueError):
+                span.add_context(data)  # says so
 
     def add_context_field(self, name: str, value: Any) -> None:
         """Add a field to the active span."""
