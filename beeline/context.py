@@ -23,3 +23,22 @@ def activate(span: Span | None) -> Span | None:
     previous = get_active()
     set_active(span)
     return previous
+
+
+class Held:
+    """An active span kept for work that is done in steps, such as a generator or a streamed body.
+
+    It is active inside `with`, and what was active before is so again after it, whatever thread or
+    context the step runs in.
+    """
+
+    __slots__ = ("_outside", "span")
+
+    def __init__(self, span: Span | None) -> None:
+        self.span = span
+
+    def __enter__(self) -> None:
+        self._outside = activate(self.span)
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.span = activate(self._outside)

@@ -8,7 +8,7 @@ import inspect
 from contextvars import copy_context
 from typing import Any, Callable, TypeVar
 
-from beeline.context import activate, get_active
+from beeline.context import Held, activate, get_active
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -56,28 +56,23 @@ def _traced_coroutine(fn: Callable[..., Any], open_span: Callable[[], Any]) -> C
     return wrapper
 
 
-class _Suspended:
-    """A generator's own active span, put in place for each step and taken away between steps."""
+class _Suspended(Held):
+    """A generator's span, active only while the generator runs."""
+
+    __slots__ = ("_scope",)
 
     def __init__(self, scope: Any) -> None:
         self._scope = scope
         outside = get_active()
         scope.__enter__()
-        self._inside = activate(outside)
-
-    def __enter__(self) -> None:
-        self._outside = activate(self._inside)
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._inside = activate(self._outside)
+        super().__init__(activate(outside))
 
     def finish(self, error: BaseException | None) -> None:
         with self:
-            self._scope.__exit__(
-                type(error) if error is not None else None,
-                error,
-                error.__traceback__ if error is not None else None,
-            )
+            if error is None:
+                self._scope.__exit__(None, None, None)
+            else:
+                self._scope.__exit__(type(error), error, error.__traceback__)
 
 
 def _traced_generator(fn: Callable[..., Any], open_span: Callable[[], Any]) -> Callable[..., Any]:

@@ -1,0 +1,201 @@
+"""WSGI (PEP 3333): the request, and the middleware that all WSGI frameworks share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Callable
+
+from beeline.middleware.server_span import ServerSpan, start_server_span
+from beeline.propagation import Request
+
+Environ = dict[str, Any]
+WSGIApp = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
+
+# Where the framework's own code finds the span of its request.
+SERVER_SPAN_KEY = "beeline.server_span"
+
+
+class WSGIRequest(Request):
+    """A WSGI environment as a request; `name` is the framework's, for the span's name."""
+
+    def __init__(self, name: str, environ: Environ) -> None:
+        self._name = name
+        self._environ = environ
+
+    def header(self, key: str) -> str | None:
+        """Return a header's value, its name in any case; None without it."""
+        name = key.upper().replace("-", "_")
+        if name not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+            name = f"HTTP_{name}"
+        value: str | None = self._environ.get(name)
+        return value
+
+    def method(self) -> str | None:
+        """Return the HTTP method."""
+        return self._environ.get("REQUEST_METHOD")
+
+    def scheme(self) -> str | None:
+        """Return `http` or `https`."""
+        return self._environ.get("wsgi.url_scheme")
+
+    def host(self) -> str | None:
+        """Return the Host header."""
+        return self._environ.get("HTTP_HOST")
+
+    def path(self) -> str | None:
+        """Return the path below where the application is mounted."""
+        path = self._environ.get("PATH_INFO")
+        if not path:
+            return path
+        try:
+            # PEP 3333: bytes, as if they were Latin-1.
+            text: str = path.encode("latin-1").decode("utf-8")
+        except (UnicodeError, AttributeError):
+            return path  # type: ignore[no-any-return]
+        return text
+
+    def query(self) -> str | None:
+        """Return the query as it came, without its question mark."""
+        return self._environ.get("QUERY_STRING")
+
+    def middleware_request(self) -> Environ:
+        """Return the WSGI environment."""
+        return self._environ
+
+    def request_context(self) -> dict[str, Any]:
+        """Return the fields of the request's span."""
+        environ = self._environ
+        method = self.method()
+        return {
+            "name": f"{self._name}_http_{method.lower()}" if method else f"{self._name}_http",
+            "type": "http_server",
+            "request.host": self.host(),
+            "request.method": method,
+            "request.path": self.path(),
+            "request.remote_addr": environ.get("REMOTE_ADDR"),
+            "request.content_length": environ.get("CONTENT_LENGTH") or 0,
+            "request.user_agent": environ.get("HTTP_USER_AGENT"),
+            "request.scheme": self.scheme(),
+            "request.query": self.query(),
+        }
+
+
+class HoneyWSGIMiddleware:
+    """Gives each request of a WSGI application a trace.
+
+    The root span ends when the response's body has ended or is closed, so that spans made while
+    streaming are in it.
+    """
+
+    def __init__(self, app: WSGIApp, name: str = "wsgi") -> None:
+        """Wrap an application; `name` starts the span's name, as in `wsgi_http_get`."""
+        self.app = app
+        self._name = name
+
+    def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer a request; one that is traced already, by this middleware outside, as it is."""
+        if SERVER_SPAN_KEY in environ:
+            return self.app(environ, start_response)
+        request = WSGIRequest(self._name, environ)
+        span = start_server_span(request, request.request_context())
+        if span is None:
+            return self.app(environ, start_response)
+        environ[SERVER_SPAN_KEY] = span
+
+        def start_traced_response(status: str, *args: Any) -> Any:
+            span.add({"response.status_code": _status_code(status), **self.late_fields(environ)})
+            return start_response(status, *args)
+
+        try:
+            with span:
+                body = self.app(environ, start_traced_response)
+        except BaseException as error:
+            span.record_error(error)
+            span.add({"response.status_code": 500, **self.late_fields(environ)})
+            span.finish()
+            raise
+        if isinstance(body, (list, tuple)):
+            span.finish()
+            return body
+        if _is_file_wrapper(body, environ) and _finish_at_close(body, span):
+            return body
+        return TracedBody(body, span)
+
+    def late_fields(self, environ: Environ) -> dict[str, Any]:
+        """Return fields known only when the framework has seen the request."""
+        return {}
+
+
+class TracedBody:
+    """A response's body: its steps run inside the request's span, its end finishes it."""
+
+    def __init__(self, body: Iterable[bytes], span: ServerSpan) -> None:
+        self._body = body
+        self._span = span
+        self._steps: Iterator[bytes] | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        """Return the next piece."""
+        try:
+            with self._span:
+                if self._steps is None:
+                    self._steps = iter(self._body)
+                return next(self._steps)
+        except StopIteration:
+            raise
+        except BaseException as error:
+            self._span.record_error(error)
+            raise
+
+    def close(self) -> None:
+        """Close the body and send the request's span."""
+        try:
+            close = getattr(self._body, "close", None)
+            if close is not None:
+                with self._span:
+                    close()
+        except BaseException as error:
+            self._span.record_error(error)
+            raise
+        finally:
+            self._span.finish()
+
+    def __del__(self) -> None:
+        """Send the span of a request that its server abandoned."""
+        self._span.finish()
+
+
+def _is_file_wrapper(body: Any, environ: Environ) -> bool:
+    wrapper = environ.get("wsgi.file_wrapper")
+    return isinstance(wrapper, type) and isinstance(body, wrapper)
+
+
+def _finish_at_close(body: Any, span: ServerSpan) -> bool:
+    """Let a body's own `close` finish the span, so that the server still knows its file wrapper.
+
+    Return False where the body takes no attributes.
+    """
+    close = getattr(body, "close", None)
+
+    def close_and_finish() -> None:
+        try:
+            if close is not None:
+                close()
+        finally:
+            span.finish()
+
+    try:
+        body.close = close_and_finish
+    except AttributeError:
+        return False
+    return True
+
+
+def _status_code(status: Any) -> int | None:
+    try:
+        return int(status[:3])
+    except (TypeError, ValueError):
+        return None

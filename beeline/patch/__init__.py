@@ -1,0 +1,1 @@
+"""Patches, one module for each library: importing one installs it, once."""
