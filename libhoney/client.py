@@ -18,12 +18,23 @@ DEFAULT_API_HOST = "https://api.honeycomb.io"
 _CLASSIC_KEY = re.compile(r"[0-9a-f]{32}|hc[a-z]ic_[0-9a-z]{58}")
 
 
-def IsClassicKey(key: str | None) -> bool:  # noqa: N802 - users know it by this name
+def IsClassicKey(key: str | None) -> bool:  # users know it by this name
     """Tell whether a key belongs to Honeycomb Classic, where each event names its dataset.
 
     No key counts as classic.
     """
     return not key or _CLASSIC_KEY.fullmatch(key) is not None
+
+
+def _check_text(name: str, value: object) -> None:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{name} must be text, not {type(value).__name__}")
+
+
+def _check_host(value: str) -> None:
+    _check_text("api_host", value)
+    if value and not re.match(r"https?://[^/?#\s]", value, re.IGNORECASE):
+        raise ValueError(f"api_host must be a URL such as {DEFAULT_API_HOST}, not {value!r}")
 
 
 class Client:
@@ -56,6 +67,8 @@ class Client:
 
         Raises ValueError, naming the setting, for a value that cannot work.
         """
+        _check_text("writekey", writekey)
+        _check_text("dataset", dataset)
         self.debug = debug
         self._logger = get_logger("honeycomb-sdk", debug)
         self.writekey = writekey
@@ -65,6 +78,7 @@ class Client:
         self.fields = FieldHolder()
         self.block_on_response = block_on_response
         if transmission_impl is None:
+            _check_host(api_host)
             transmission_impl = transmission.Transmission(
                 max_concurrent_batches=max_concurrent_batches,
                 max_batch_size=max_batch_size,

@@ -169,6 +169,6 @@ def _should_drop(rate: Any) -> bool:
             return False
         import random
 
-        return random.random() * rate >= 1
+        return bool(random.random() * rate >= 1)
     except TypeError:
         return False

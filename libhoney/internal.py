@@ -54,7 +54,10 @@ def json_default_handler(value: Any) -> str:
 
 def check_sample_rate(value: object) -> int:
     """Return a sample rate as an integer from 1 up. Raises ValueError naming the setting."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if 1 <= value < 2**31 and value == int(value):
-            return int(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        whole = 0
+    else:
+        whole = int(value) if 1 <= value < 2**31 else 0
+    if whole and whole == value:
+        return whole
     raise ValueError(f"sample_rate must be a whole number from 1 up, not {value!r}")

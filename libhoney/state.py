@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING
 
 from libhoney.internal import get_logger, warn_once
 
 if TYPE_CHECKING:
     from libhoney.client import Client
 
-G_CLIENT: Optional[Client] = None
+G_CLIENT: Client | None = None
 
 
 def warn_uninitialized() -> None:

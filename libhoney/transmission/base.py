@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import queue
+import sys
 import threading
 from typing import Any, Callable, Protocol
 
@@ -47,6 +48,19 @@ class ResponseQueue(queue.Queue[Any]):
 
     queue: collections.deque[Any]
 
+    def __init__(self, maxsize: int = 0) -> None:
+        """Make a queue of at most `maxsize` responses, 0 for no bound."""
+        super().__init__(maxsize)
+        self._bound = maxsize
+        self._make_locks()
+
+    def _make_locks(self) -> None:
+        # Re-entrant: a destructor that runs inside `get` may drop an event.
+        self.mutex = threading.RLock()  # type: ignore[assignment]
+        self.not_empty = threading.Condition(self.mutex)
+        self.not_full = threading.Condition(self.mutex)
+        self.all_tasks_done = threading.Condition(self.mutex)
+
     def offer(self, responses: list[Response]) -> None:
         """Put as many as there is room for, without waiting."""
         with self.mutex:
@@ -61,19 +75,24 @@ class ResponseQueue(queue.Queue[Any]):
         """Tell whether `offer` would put anything; may be out of date at once."""
         return self.maxsize <= 0 or len(self.queue) < self.maxsize
 
+    def lift_bound(self) -> None:
+        """Have room for everything: who waits for it waits no longer."""
+        with self.mutex:
+            self.maxsize = sys.maxsize
+            self.not_full.notify_all()
+
     def end(self) -> None:
         """Put None, which tells readers that nothing follows, even when full."""
-        with self.mutex:
-            self.queue.append(None)
-            self.unfinished_tasks += 1
-            self.not_empty.notify()
+        self.lift_bound()
+        self.put_nowait(None)
+
+    def begin(self) -> None:
+        """Have the bound again."""
+        self.maxsize = self._bound
 
     def reset(self) -> None:
         """Start afresh in a forked child, where another thread may have held the lock."""
-        self.mutex = threading.Lock()
-        self.not_empty = threading.Condition(self.mutex)
-        self.not_full = threading.Condition(self.mutex)
-        self.all_tasks_done = threading.Condition(self.mutex)
+        self._make_locks()
         self.queue.clear()
         self.unfinished_tasks = 0
 

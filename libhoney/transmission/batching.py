@@ -8,6 +8,8 @@ from __future__ import annotations
 import collections
 from typing import Any, Callable, NamedTuple
 
+from libhoney.transmission.encoding import EncodingError
+
 # The receiver's limits for one request, before compression.
 MAX_BATCH_BYTES = 5_000_000
 MAX_BATCH_EVENTS = 1_000
@@ -67,18 +69,18 @@ class Batcher:
 
         Return None, and do nothing, where there is no room for one more event; True where the
         sender has something new to know: a batch was opened or became ready; else False.
+        Raises EncodingError, or TypeError, for a destination that is not made of text.
         """
         size = len(item) + 1
-        if (
-            self.pending >= self._max_pending
-            or self.pending_bytes + size > self._max_pending_bytes
-        ):
+        if self.pending >= self._max_pending or self.pending_bytes + size > self._max_pending_bytes:
             return None
         batch = self._open.get(destination)
         news = False
         if batch is None or batch.size + size > MAX_BATCH_BYTES:
             if batch is not None:
-                self._ready.append(self._open.pop(destination))
+                self._make_ready(destination)
+            elif not all(isinstance(part, str) for part in destination):
+                raise EncodingError("event dropped; api_host, writekey or dataset is not text")
             batch = Batch(Destination._make(destination), self._clock())
             self._open[destination] = batch
             news = True
@@ -88,9 +90,14 @@ class Batcher:
         self.pending += 1
         self.pending_bytes += size
         if len(batch.items) >= self._max_events:
-            self._ready.append(self._open.pop(destination))
+            self._make_ready(destination)
             news = True
         return news
+
+    def _make_ready(self, destination: tuple[str, str, str]) -> None:
+        batch = self._open.pop(destination, None)
+        if batch is not None:
+            self._ready.append(batch)
 
     @property
     def is_ready(self) -> bool:

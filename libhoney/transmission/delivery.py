@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
 from libhoney.transmission.base import Response, response
 from libhoney.transmission.batching import Batch, Destination
 from libhoney.transmission.encoding import loads
 
+UNANSWERED = "event dropped; no answer came in time"
 # Seconds to wait before each retry, less a random part up to half.
 RETRY_DELAYS = (0.25, 0.5, 1.0, 2.0, 4.0)
 # The longest `Retry-After` that is obeyed, seconds; a longer one counts as this much.
@@ -24,11 +26,17 @@ _ACCEPTED = (200, 202)
 
 
 class Outcome(NamedTuple):
-    """What was last said of one event."""
+    """What was last said of one event; no error where it was accepted."""
 
     status: int
     body: str
     error: str | None
+
+    def kind(self) -> str:
+        """Return a short reason: one of few, where `error` may differ each time."""
+        if self.status:
+            return f"status {self.status}"
+        return (self.error or "").partition(":")[0]
 
 
 def batch_url(destination: Destination) -> str:
@@ -49,9 +57,7 @@ class Delivery:
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.url = batch_url(batch.destination)
-        self.outcomes: list[Outcome] = [
-            Outcome(0, "", "event dropped; no answer came in time")
-        ] * len(batch.items)
+        self.outcomes: list[Outcome] = [Outcome(0, "", UNANSWERED)] * len(batch.items)
         self.retried = 0
         self._outstanding = list(range(len(batch.items)))
         self._attempts = 0
@@ -65,7 +71,7 @@ class Delivery:
         """Take the server's answer; return the seconds until the next attempt, None for none."""
         if status in _ACCEPTED:
             self._each_answered(status, body)
-            return self._next_attempt(None)
+            return self._next_attempt(_retry_after(headers))
         words = body[:_MAX_WORDS].decode("utf-8", "replace")
         self._all(Outcome(status, words, _reason(body) or words or f"HTTP status {status}"))
         if not _worth_retrying(status):
@@ -82,18 +88,18 @@ class Delivery:
             self._outstanding = []
         return self._next_attempt(None)
 
-    def responses(self, duration: float, room: int | None = None) -> list[Response]:
-        """Return a response for each event, or for the first `room` of them."""
+    def responses(self, duration: float) -> list[Response]:
+        """Return a response for each event; `duration` in milliseconds."""
         return [
             response(outcome.status, duration, metadata, outcome.body, outcome.error)
-            for outcome, metadata in zip(self.outcomes[:room], self.batch.metadata)
+            for outcome, metadata in zip(self.outcomes, self.batch.metadata)
         ]
 
-    def counts(self) -> tuple[int, int, int]:
-        """Return how many events were accepted, refused, and dropped without an answer."""
-        accepted = sum(outcome.error is None for outcome in self.outcomes)
-        unanswered = sum(outcome.status == 0 for outcome in self.outcomes)
-        return accepted, len(self.outcomes) - accepted - unanswered, unanswered
+    def frozen(self) -> Delivery:
+        """Return a copy that no later answer changes."""
+        twin = copy.copy(self)
+        twin.outcomes = self.outcomes.copy()
+        return twin
 
     def _all(self, outcome: Outcome) -> None:
         for index in self._outstanding:
@@ -102,7 +108,7 @@ class Delivery:
     def _each_answered(self, status: int, body: bytes) -> None:
         try:
             entries = loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             entries = None
         words = ""
         if not isinstance(entries, list) or len(entries) < len(self._outstanding):
@@ -117,7 +123,7 @@ class Delivery:
             event_status = entry.get("status") if isinstance(entry, dict) else None
             if event_status == 202:
                 self.outcomes[index] = accepted
-            elif type(event_status) is not int:
+            elif type(event_status) is not int or event_status < 100:
                 words = words or body[:_MAX_WORDS].decode("utf-8", "replace")
                 self.outcomes[index] = Outcome(
                     status, words, "the answer does not tell what became of this event"
@@ -147,7 +153,7 @@ def _worth_retrying(status: int) -> bool:
 def _reason(body: bytes) -> str | None:
     try:
         error = loads(body)["error"]
-    except (ValueError, KeyError, TypeError, IndexError):
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         return None
     return error[:_MAX_WORDS] if isinstance(error, str) else None
 

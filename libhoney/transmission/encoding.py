@@ -62,7 +62,9 @@ def _utc(created: Any) -> datetime:
         return datetime.fromtimestamp(created, timezone.utc)
     if not isinstance(created, datetime):
         return datetime.now(timezone.utc)
-    return created.replace(tzinfo=timezone.utc) if created.tzinfo is None else created
+    if created.tzinfo is None:
+        return created.replace(tzinfo=timezone.utc)
+    return created.astimezone(timezone.utc)
 
 
 def _whole_rate(rate: Any) -> int:
@@ -121,7 +123,7 @@ def _encode(head: dict[str, Any], data: dict[str, Any]) -> bytes:
     try:
         return _dumps({**head, "data": data})  # takes integers beyond 64 bits
     except Exception as error:
-        raise EncodingError(f"event dropped; it has no form in JSON: {error}") from error
+        raise EncodingError("event dropped; it has no form in JSON") from error
 
 
 def _plain(value: Any, path: tuple[int, ...]) -> Any:
@@ -214,9 +216,12 @@ def _cut_down(head: dict[str, Any], fields: dict[str, Any], body: bytes) -> byte
     body = encoded()
     if len(body) <= MAX_EVENT_BYTES:
         return body
-    sizes = {name: len(_encode({}, {"": value})) for name, value in data.items()}
-    # Room for the names of all fields that may be cut.
-    overhead = len(body) - sum(sizes.values()) + sum(3 + len(name.encode()) for name in data)
+    sizes = {
+        name: len(_encode({}, {"": value})) - len(b'{"data":{"":}}') for name, value in data.items()
+    }
+    # With room for the names of all fields, which may be cut.
+    names = len(_encode({}, {"meta.truncated_fields": list(data)}))
+    overhead = len(body) - sum(sizes.values()) + names
     limit = _level(sorted(sizes.values()), MAX_EVENT_BYTES - overhead)
     if limit < _SHORTEST_CUT:
         raise EncodingError(f"event dropped; larger than {MAX_EVENT_BYTES} bytes")

@@ -9,14 +9,16 @@ import threading
 from typing import Any, TextIO
 
 from libhoney.internal import get_logger, warn_once
-from libhoney.transmission.base import response
-from libhoney.transmission.encoding import encode_event
+from libhoney.transmission import lifecycle
+from libhoney.transmission.base import ResponseQueue, response
+from libhoney.transmission.encoding import EncodingError, encode_event
 from libhoney.version import VERSION
 
 
 class FileTransmission:
-    """Writes each event at once to a text stream, one JSON object a line.
+    """Writes each event at once to a text stream, one JSON object a line, and flushes it.
 
+    So nothing waits that a fork could write twice, or an end without exit handlers not at all.
     The object has `time`, `samplerate`, `dataset`, `user_agent` and `data`. No responses appear on
     the queue but those for events that were not written.
     """
@@ -26,11 +28,17 @@ class FileTransmission:
         addition = f" {user_agent_addition.strip()}" if user_agent_addition else ""
         self._user_agent = f"libhoney-py/{VERSION}{addition} python/{platform.python_version()}"
         self._output = output if output is not None else sys.stderr
-        self._lock = threading.Lock()
-        self._responses: queue.Queue[Any] = queue.Queue(maxsize=2000)
+        self._lock = threading.RLock()
+        self._responses = ResponseQueue(2000)
 
     def start(self) -> None:
-        """Do nothing: it is ready."""
+        """Be ready for events, also in forked children."""
+        lifecycle.register(self)
+
+    def after_fork(self) -> None:
+        """Start afresh in a forked child, where another thread may have held the lock."""
+        self._lock = threading.RLock()
+        self._responses.reset()
 
     def send(self, event: Any) -> None:
         """Write an event as it is now; never raise."""
@@ -38,16 +46,20 @@ class FileTransmission:
             line = encode_event(event, dataset=event.dataset, user_agent=self._user_agent)
             with self._lock:
                 self._output.write(line.decode("utf-8") + "\n")
+                self._output.flush()
         except Exception as error:
-            self.report_dropped(event.metadata, f"event dropped; {error}")
+            reason = (
+                str(error)
+                if isinstance(error, EncodingError)
+                else f"event dropped; it cannot be written: {type(error).__name__}: {error}"
+            )
+            self.report_dropped(getattr(event, "metadata", None), reason)
+            key = reason.partition(":")[0]
+            warn_once(get_logger("honeycomb-sdk"), key, "%s", reason)
 
     def report_dropped(self, metadata: Any, reason: str) -> None:
         """Put a response for an event that is not written. Never raise or wait."""
-        warn_once(get_logger("honeycomb-sdk"), reason, "%s", reason)
-        try:
-            self._responses.put_nowait(response(0, 0, metadata, "", reason))
-        except queue.Full:
-            return
+        self._responses.offer([response(0, 0, metadata, "", reason)])
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Flush the stream; the timeout, in seconds, is not used. False where that fails."""
@@ -60,10 +72,7 @@ class FileTransmission:
     def close(self, timeout: float = 10.0) -> bool:
         """Flush the stream, which stays open, and put None on the queue."""
         flushed = self.flush(timeout)
-        try:
-            self._responses.put_nowait(None)
-        except queue.Full:
-            pass
+        self._responses.end()
         return flushed
 
     def get_response_queue(self) -> queue.Queue[Any]:

@@ -15,6 +15,8 @@ import time
 import weakref
 from typing import Any, Callable, Protocol
 
+from libhoney.internal import get_logger
+
 # Seconds that the end of a process may wait for answers, all transmissions together.
 EXIT_TIMEOUT = 10.0
 # Seconds that a fork may wait for an import under way in a sender's thread.
@@ -82,8 +84,19 @@ def _release_import_lock() -> None:
 
 def _flush_all() -> None:
     deadline = time.monotonic() + EXIT_TIMEOUT
-    for transmission in list(_transmissions):
-        transmission.flush(max(0.0, deadline - time.monotonic()))
+    transmissions = list(_transmissions)
+    if len(transmissions) > 1:  # all at once, so that none waits for another's server
+        for transmission in transmissions:
+            _flush(transmission, 0.0)
+    for transmission in transmissions:
+        _flush(transmission, max(0.0, deadline - time.monotonic()))
+
+
+def _flush(transmission: Flushable, timeout: float) -> None:
+    try:
+        transmission.flush(timeout)
+    except Exception:
+        get_logger("honeycomb-sdk").warning("flushing at exit failed", exc_info=True)
 
 
 def _before_fork() -> None:
@@ -127,11 +140,11 @@ def _hook_uwsgi() -> None:
         return
     _uwsgi_hooked = True
     try:
-        import uwsgidecorators  # type: ignore[import-not-found]
+        import uwsgidecorators
 
         uwsgidecorators.postfork_chain.insert(0, _in_child)
     except ImportError:
-        import uwsgi  # type: ignore[import-not-found]
+        import uwsgi
 
         previous = getattr(uwsgi, "post_fork_hook", None)
 

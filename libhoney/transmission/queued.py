@@ -11,9 +11,10 @@ import queue
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any
+from datetime import timedelta
+from typing import Any, Callable
 
-from libhoney.internal import get_logger, warn_once
+from libhoney.internal import get_logger, mask, warn_once
 from libhoney.transmission import lifecycle
 from libhoney.transmission.base import ResponseQueue, response
 from libhoney.transmission.batching import Batch, Batcher
@@ -25,6 +26,8 @@ OVERFLOW = "event dropped; queue overflow"
 CLOSED = "event dropped; transmission closed"
 # Seconds that one connection attempt, or one read of an answer, may take.
 HTTP_TIMEOUT = 10.0
+# Seconds after which a `send` that waits for room looks again whether anything could make some.
+_LOOK_AGAIN = 1.0
 
 
 class QueuedTransmission:
@@ -42,7 +45,7 @@ class QueuedTransmission:
         block_on_send: bool = False,
         block_on_response: bool = False,
         max_batch_size: int | None = None,
-        send_frequency: float = 0.25,
+        send_frequency: float | timedelta = 0.25,
         user_agent_addition: str = "",
         debug: bool = False,
         gzip_enabled: bool = True,
@@ -61,7 +64,7 @@ class QueuedTransmission:
         - `block_on_response`: wait for room on the response queue; else responses are dropped.
         - `max_batch_size`: events in a batch, 1,000 without it. A batch has at most 5,000,000
           bytes.
-        - `send_frequency`: seconds after which a batch that is not full leaves.
+        - `send_frequency`: seconds, or a `timedelta`, after which a batch that is not full leaves.
         - `max_pending`: events that may wait. With or without it, at most 32 MiB of them.
         - `max_responses`: size of the response queue, 0 for no bound.
         - `compression`: `gzip`, `zstd` or None; `gzip_enabled=False` means None.
@@ -76,6 +79,8 @@ class QueuedTransmission:
             _check_count("max_batch_size", max_batch_size, 1)
         if max_pending is not None:
             _check_count("max_pending", max_pending, 1)
+        if isinstance(send_frequency, timedelta):
+            send_frequency = send_frequency.total_seconds()
         if not isinstance(send_frequency, (int, float)) or not 0 < send_frequency < 86_400:
             raise ValueError(f"send_frequency must be a number of seconds, not {send_frequency!r}")
         self._logger = get_logger("honeycomb-sdk", debug)
@@ -96,13 +101,16 @@ class QueuedTransmission:
             f"python/{platform.python_version()}"
         )
         self._responses = ResponseQueue(max_responses)
-        self._closed = False
+        self._closed = self._ended = False
         self._make_state()
 
     def _make_state(self) -> None:
         """Make all that must not be shared with a parent process."""
-        # Re-entrant: a destructor or a signal handler may send an event inside these sections.
+        # A destructor or a signal handler may send an event while its own thread holds the lock:
+        # that event is put aside, for whoever holds the lock next.
         self._lock = threading.RLock()
+        self._is_inside: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]
+        self._aside: collections.deque[tuple[Any, bytes, Any]] = collections.deque()
         self._settled = threading.Condition(self._lock)
         self._batcher = Batcher(
             time.monotonic, self._max_batch_size, self._send_frequency, self._max_pending
@@ -128,7 +136,8 @@ class QueuedTransmission:
 
     def start(self) -> None:
         """Be ready for events, also after `close`."""
-        self._closed = False
+        self._closed = self._ended = False
+        self._responses.begin()
         lifecycle.register(self)
 
     def get_response_queue(self) -> queue.Queue[Any]:
@@ -142,39 +151,60 @@ class QueuedTransmission:
         """
         try:
             item = encode_event(event)
+            destination = (event.api_host, event.writekey, event.dataset)
+            if self._is_inside():
+                self._aside.append((destination, item, event.metadata))
+                return
+            with self._lock:
+                if not self._closed:
+                    news = self._batcher.add(destination, item, event.metadata)
+                    if self._aside:
+                        self._add_aside()
+                    if news:
+                        self._notify()
+                    if news is not None:
+                        return
+            self._send_without_room(destination, item, event.metadata)
         except Exception as error:
-            self._refuse(event, error)
-            return
+            reason = (
+                str(error)
+                if isinstance(error, EncodingError)
+                else f"event dropped; it cannot be encoded: {type(error).__name__}"
+            )
+            self._drop(getattr(event, "metadata", None), reason)
+
+    def _send_without_room(self, destination: Any, item: bytes, metadata: Any) -> None:
         with self._lock:
-            if not self._closed:
-                news = self._batcher.add(
-                    (event.api_host, event.writekey, event.dataset), item, event.metadata
-                )
+            while not self._closed:
+                news = self._batcher.add(destination, item, metadata)
                 if news:
                     self._notify()
                 if news is not None:
                     return
-        self._send_without_room(event, item)
+                # What waits for company need not: there is no room for any.
+                self._batcher.make_all_ready()
+                self._notify()
+                if not self._block_on_send or not self._may_wait():
+                    break
+                self._settled.wait(_LOOK_AGAIN)
+        self._drop(metadata, CLOSED if self._closed else OVERFLOW)
 
-    def _refuse(self, event: Any, error: Exception) -> None:
-        reason = (
-            str(error)
-            if isinstance(error, EncodingError)
-            else f"event dropped; it has no form in JSON: {type(error).__name__}"
-        )
-        self.report_dropped(getattr(event, "metadata", None), reason)
+    def _add_aside(self) -> None:
+        """Add what was put aside. Called with the lock held."""
+        while self._aside:
+            destination, item, metadata = self._aside.popleft()
+            try:
+                news = self._batcher.add(destination, item, metadata)
+            except Exception:
+                news = None
+            if news:
+                self._notify()
+            if news is None:  # said on the queue alone: no logging with the lock held
+                self.report_dropped(metadata, OVERFLOW)
 
-    def _send_without_room(self, event: Any, item: bytes) -> None:
-        destination = (event.api_host, event.writekey, event.dataset)
-        with self._lock:
-            while self._block_on_send and not self._closed:
-                news = self._batcher.add(destination, item, event.metadata)
-                if news:
-                    self._notify()
-                if news is not None:
-                    return
-                self._settled.wait()
-        self.report_dropped(event.metadata, CLOSED if self._closed else OVERFLOW)
+    def _drop(self, metadata: Any, reason: str) -> None:
+        self.report_dropped(metadata, reason)
+        warn_once(self._logger, reason, "%s", reason)
 
     def report_dropped(self, metadata: Any, reason: str) -> None:
         """Put a response for an event that is not sent, and count it. Never raise or wait."""
@@ -182,7 +212,6 @@ class QueuedTransmission:
             self._dropped[reason] += 1
         if self._responses.has_room():
             self._responses.offer([response(0, 0, metadata, "", reason)])
-        warn_once(self._logger, reason, "%s", reason)
 
     def after_fork(self) -> None:
         """Start afresh in a forked child; what waited is the parent's to send."""
@@ -199,6 +228,14 @@ class QueuedTransmission:
             headers["Content-Encoding"] = self._encoding
         return headers
 
+    def _describe(self, error: Exception, batch: Batch) -> str:
+        """Return the error's text, its key masked."""
+        text = f"{type(error).__name__}: {error}"
+        key = batch.destination.writekey
+        for secret in (key, repr(key)[1:-1]):
+            text = text.replace(secret, mask(secret)) if secret else text
+        return text
+
     def _body(self, delivery: Delivery) -> bytes:
         """Return what to post for a delivery's next attempt."""
         body = self._compress(delivery.body())
@@ -207,12 +244,22 @@ class QueuedTransmission:
             self._counts["bytes"] += len(body)
         return body
 
-    def _notify(self) -> None:
-        """Learn, with the lock held, that a batch was opened or is ready."""
+    def flush(self, timeout: float = 10.0) -> bool:
+        """Send what waits and wait for the answers, at most `timeout` seconds."""
         raise NotImplementedError
+
+    def _notify(self) -> None:
+        """Learn, with the lock held, that a batch was opened or is ready. Never raise."""
+        raise NotImplementedError
+
+    def _may_wait(self) -> bool:
+        """Tell whether room may come while the caller waits. Called with the lock held."""
+        return True
 
     def _take_batch(self) -> Delivery | None:
         """Return the delivery of a batch that may leave now. Called with the lock held."""
+        if self._aside:
+            self._add_aside()
         batch = self._batcher.take()
         if batch is None:
             return None
@@ -224,29 +271,32 @@ class QueuedTransmission:
         with self._lock:
             if self._deliveries.pop(delivery.batch, None) is None:
                 return
+        # Where `close` gave up, an answer may still come in the meantime.
+        delivery = delivery.frozen()
+        outcomes = delivery.outcomes
         self._put_responses(delivery, duration)
-        accepted, refused, dropped = delivery.counts()
+        failed = [outcome for outcome in outcomes if outcome.error is not None]
+        dropped = [outcome.kind() for outcome in failed if outcome.status == 0]
         with self._lock:
             self._batcher.settle(delivery.batch)
-            self._counts["queued"] += len(delivery.outcomes)
-            self._counts["sent"] += accepted
-            self._counts["refused"] += refused
+            self._counts["queued"] += len(outcomes)
+            self._counts["sent"] += len(outcomes) - len(failed)
+            self._counts["refused"] += len(failed) - len(dropped)
             self._counts["retried"] += delivery.retried
             if dropped:
-                self._dropped.update(o.error for o in delivery.outcomes if o.status == 0)
+                self._dropped.update(dropped)
             self._settled.notify_all()
-        if refused or dropped:
-            error = next(o.error for o in delivery.outcomes if o.error)
+        if failed:
             warn_once(
                 self._logger,
-                ("delivery", error),
+                ("delivery", failed[0].kind()),
                 "%d of %d events were not delivered: %s",
-                refused + dropped,
-                len(delivery.outcomes),
-                error,
+                len(failed),
+                len(outcomes),
+                failed[0].error,
             )
         if self._statsd is not None:
-            self._tell_statsd(accepted, refused + dropped)
+            self._tell_statsd(len(outcomes) - len(failed), len(failed))
 
     def _put_responses(self, delivery: Delivery, duration: float) -> None:
         if self._block_on_response:
@@ -268,6 +318,7 @@ class QueuedTransmission:
     def _give_up(self) -> None:
         """Report every event that still waits, with the last answer it had."""
         with self._lock:
+            self._add_aside()
             self._batcher.make_all_ready()
             while self._take_batch() is not None:
                 pass
@@ -278,8 +329,12 @@ class QueuedTransmission:
     def _end(self) -> None:
         """Close the accounts: no more events, a response for each, None on the queue."""
         with self._lock:
-            self._closed = True
+            if self._ended:
+                return
+            self._ended = self._closed = True
             self._settled.notify_all()
+        if self._block_on_response:
+            self._responses.lift_bound()  # `close` is not to wait for a reader
         self._give_up()
         lifecycle.unregister(self)
         self._responses.end()

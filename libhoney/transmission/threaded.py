@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextvars
+import sys
 import threading
 import time
 from typing import Any
@@ -24,7 +26,7 @@ class Transmission(QueuedTransmission):
         super()._make_state()
         self._wake = threading.Condition(self._lock)
         self._closing = threading.Event()
-        self._threads = 0
+        self._threads: set[threading.Thread] = set()
         self._idle = 0
         self._time_is_kept = False
 
@@ -42,6 +44,7 @@ class Transmission(QueuedTransmission):
         """
         deadline = time.monotonic() + timeout
         with self._lock:
+            self._add_aside()
             self._batcher.make_all_ready()
             awaited = set(self._batcher.unsettled())
             if not awaited:
@@ -50,7 +53,9 @@ class Transmission(QueuedTransmission):
             self._wake.notify_all()
             threads = self._threads
         if not threads:  # at exit no thread can be started
-            self._post_here(deadline)
+            contextvars.Context().run(self._post_here, deadline)
+            if time.monotonic() >= deadline:
+                return False
         with self._lock:
             while awaited:
                 awaited.intersection_update(self._batcher.unsettled())
@@ -69,10 +74,9 @@ class Transmission(QueuedTransmission):
             return True
         answered = self.flush(timeout)
         self._closing.set()
-        with self._lock:
-            self._closed = True
-            self._wake.notify_all()
         self._end()
+        with self._lock:
+            self._wake.notify_all()
         return answered
 
     def _notify(self) -> None:
@@ -83,28 +87,43 @@ class Transmission(QueuedTransmission):
             self._start_thread()
 
     def _start_thread(self) -> None:
-        if self._threads >= self._max_concurrent_batches:
+        number = len(self._threads) + 1
+        if number > self._max_concurrent_batches:
             return
-        self._threads += 1
+        # In a context of its own: a trace that is active here is not for our own requests.
         thread = threading.Thread(
-            target=self._run, name=f"honeycomb-sender-{self._threads}", daemon=True
+            target=contextvars.Context().run,
+            args=(self._run,),
+            name=f"honeycomb-sender-{number}",
+            daemon=True,
         )
+        self._threads.add(thread)
         try:
             thread.start()
-        except RuntimeError:  # the interpreter is ending, or there are too many threads
-            self._threads -= 1
+        except Exception:  # the interpreter is ending, or there are too many threads
+            self._threads.discard(thread)
+
+    def _may_wait(self) -> bool:
+        return threading.current_thread() not in self._threads
 
     def _run(self) -> None:
         poster = Poster(self._proxies)
-        while True:
-            delivery = self._wait_for_batch()
-            if delivery is None:
-                return
-            self._deliver(delivery, poster)
+        try:
+            while True:
+                delivery = self._wait_for_batch()
+                if delivery is None:
+                    return
+                self._deliver(delivery, poster)
+        finally:
+            with self._lock:
+                self._threads.discard(threading.current_thread())
 
     def _wait_for_batch(self) -> Delivery | None:
         with self._lock:
             while True:
+                if self._closed:
+                    self._threads.discard(threading.current_thread())
+                    return None
                 delivery = self._take_batch()
                 if delivery is not None:
                     # Leave someone behind to keep time and to take the next batch.
@@ -113,9 +132,6 @@ class Transmission(QueuedTransmission):
                     elif self._batcher.next_due() is not None:
                         self._wake.notify()
                     return delivery
-                if self._closed:
-                    self._threads -= 1
-                    return None
                 self._idle += 1
                 due = self._batcher.next_due()
                 if due is None or self._time_is_kept:
@@ -129,16 +145,15 @@ class Transmission(QueuedTransmission):
     def _deliver(self, delivery: Delivery, poster: Poster, deadline: float | None = None) -> None:
         """Post until all is answered; with a deadline, no longer than that."""
         started = time.monotonic()
-        while True:
-            now = time.monotonic()
-            remaining = HTTP_TIMEOUT if deadline is None else deadline - now
-            if remaining <= 0:
+        remaining = HTTP_TIMEOUT
+        delay: float | None = 0.0
+        while delay is not None:
+            if deadline is not None:
+                remaining = deadline - time.monotonic()
+                delay = min(delay, remaining)
+            if remaining <= 0 or (delay and self._closing.wait(delay)):
                 break
             delay = self._attempt(delivery, poster, min(HTTP_TIMEOUT, remaining))
-            if delay is None or self._closing.wait(
-                delay if deadline is None else max(0.0, min(delay, deadline - time.monotonic()))
-            ):
-                break
         self._settle(delivery, (time.monotonic() - started) * 1e3)
 
     def _attempt(self, delivery: Delivery, poster: Poster, timeout: float) -> float | None:
@@ -146,9 +161,9 @@ class Transmission(QueuedTransmission):
             status, headers, body = poster.post(
                 delivery.url, self._body(delivery), self._headers(delivery.batch), timeout
             )
+            return delivery.answered(status, headers, body)
         except Exception as error:
-            return delivery.failed(f"{type(error).__name__}: {error}", poster.may_pass(error))
-        return delivery.answered(status, headers, body)
+            return delivery.failed(self._describe(error, delivery.batch), poster.may_pass(error))
 
     def _post_here(self, deadline: float) -> None:
         """Post in the calling thread, for want of another."""
@@ -183,28 +198,34 @@ class Poster:
         )
         prepared.url = url  # as it is encoded: a dataset of dots stays a segment
         settings = self._session.merge_environment_settings(
-            url, self._proxies, stream=True, verify=None, cert=None
+            url,
+            dict(self._proxies),  # a copy: those of the environment are put into it
+            stream=True,
+            verify=None,
+            cert=None,
         )
         # A redirect would take the key elsewhere.
         answer = self._session.send(prepared, timeout=timeout, allow_redirects=False, **settings)
         with answer:
-            return (
-                answer.status_code,
-                answer.headers,
-                answer.raw.read(MAX_ANSWER_BYTES, decode_content=True),
-            )
+            content = answer.raw.read(MAX_ANSWER_BYTES, decode_content=True)
+            if len(content) < MAX_ANSWER_BYTES and getattr(answer.raw, "length_remaining", None):
+                raise ConnectionError("the answer was cut short")  # urllib3 1 lets it pass
+            return answer.status_code, answer.headers, content
 
     def may_pass(self, error: Exception) -> bool:
         """Tell whether an exception may not come again: a network's, not a URL's."""
-        requests = _import_requests()
-        return isinstance(error, (OSError, requests.RequestException)) and not isinstance(
-            error, ValueError
-        )
+        of_network: tuple[type[Exception], ...] = (OSError,)  # among them most of requests'
+        urllib3 = sys.modules.get("urllib3")
+        if urllib3 is not None:  # reading an answer raises its own
+            of_network = (OSError, urllib3.exceptions.HTTPError)
+        return isinstance(error, of_network) and not isinstance(error, ValueError)
 
 
 def _import_requests() -> Any:
     with lifecycle.ImportGuard():
+        # What would else be imported while a host is looked up and its proxies are.
+        import encodings.idna  # noqa: F401
+        import netrc  # noqa: F401
+
         import requests
     return requests
-
-

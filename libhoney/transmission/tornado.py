@@ -1,0 +1,479 @@
+"""`TornadoTransmission`: batches posted by coroutines, with Tornado's HTTP client."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+import socket
+import threading
+import time
+import weakref
+from typing import Any, Callable
+
+import tornado
+from tornado.httpclient import HTTPError, HTTPRequest, HTTPResponse
+from tornado.ioloop import IOLoop
+from tornado.iostream import IOStream
+from tornado.netutil import Resolver
+from tornado.simple_httpclient import SimpleAsyncHTTPClient
+from tornado.tcpclient import TCPClient
+
+from libhoney.internal import warn_once
+from libhoney.transmission.batching import Batch
+from libhoney.transmission.delivery import MAX_ANSWER_BYTES, Delivery
+from libhoney.transmission.queued import HTTP_TIMEOUT, QueuedTransmission
+
+# Seconds after which a wait looks whether the loop it relies on still runs.
+_LOOK_AGAIN = 0.5
+# Seconds between looks at a full response queue, where `block_on_response` is set.
+_ROOM_CHECK = 0.05
+
+
+class TornadoTransmission(QueuedTransmission):
+    """Posts events in batches on the application's event loop.
+
+    It works on the loop that runs where an event is sent, or where `start`, `flush` or `drain` is
+    called. From then on events may come from any thread. When that loop has ended and another
+    runs, it moves there. Events sent before any loop wait for one to send an event, for `flush` or
+    for the end of the program. A batch that was being posted when its loop ended, or when the time
+    of a `flush` was over, is posted again: it is not lost, but the server may get it twice.
+
+    `flush` and `close` block. See there what that means on the loop's own thread, and `drain` for
+    what to await instead. `block_on_send` waits only where the loop runs in another thread: on the
+    loop's own, or where none runs, no room would come, and the event is dropped.
+
+    Tornado's own HTTP client knows no proxies, be they set here or in the environment. Where one
+    is needed, use `Transmission`, which works beside a Tornado application just as well.
+    """
+
+    _user_agent_part = f"(tornado/{tornado.version}) "
+
+    def _make_state(self) -> None:
+        super()._make_state()
+        self._sender: _Sender | None = None
+        # Deliveries whose loop ended, with the time of their next attempt as in `_Sender`.
+        self._orphans: dict[Delivery, float | None] = {}
+        self._ends_late = False
+
+    def start(self) -> None:
+        """Be ready for events, also after `close`; on a running loop, be bound to it."""
+        super().start()
+        if self._proxies:
+            warn_once(
+                self._logger,
+                "tornado proxies",
+                "TornadoTransmission knows no proxies: the setting is ignored",
+            )
+        with self._lock:
+            self._ends_late = False
+            self._notify()
+
+    def send(self, event: Any) -> None:
+        """Take an event as it is now, in any thread; never raise.
+
+        Wait only where `block_on_send` is set, too much waits and the loop runs in another thread.
+        """
+        super().send(event)
+        sender = self._sender
+        if sender is not None and sender.loop.is_running():
+            if self._aside:
+                sender.wake()
+        elif not self._is_inside():
+            with self._lock:
+                self._notify()
+
+    def flush(self, timeout: float = 10.0) -> bool:
+        """Send what waits and wait for the answers, at most `timeout` seconds.
+
+        Return True when all that was sent before this call was answered. Where no loop runs, the
+        calling thread delivers in a loop of its own; only looking up the host's name may then take
+        longer. On the thread of a running loop, which cannot go on meanwhile, a short-lived thread
+        delivers what is not under way. What is under way goes on after this call, which does not
+        wait for it and returns False; `await drain()` does wait for it.
+        """
+        deadline = time.monotonic() + timeout
+        with self._lock:
+            self._add_aside()
+            self._batcher.make_all_ready()
+            awaited = set(self._batcher.unsettled())
+            if awaited:
+                self._notify()
+        while True:
+            with self._lock:
+                awaited.intersection_update(self._batcher.unsettled())
+                remaining = deadline - time.monotonic()
+                if not awaited or remaining <= 0:
+                    return not awaited
+                sender = self._sender
+                if sender is not None and sender.is_stuck() and awaited <= sender.batches():
+                    return False
+                idle = set() if self._may_wait() else self._not_under_way(awaited)
+                if not idle:
+                    self._settled.wait(min(remaining, _LOOK_AGAIN))
+                    continue
+            if not self._deliver_apart(idle, deadline):
+                return False
+
+    async def drain(self, timeout: float = 10.0) -> bool:
+        """Do as `flush` does without blocking the loop, which goes on delivering meanwhile."""
+        with self._lock:
+            self._notify()
+        return await asyncio.get_running_loop().run_in_executor(None, self.flush, timeout)
+
+    def close(self, timeout: float = 10.0) -> bool:
+        """Flush, then end: what was not answered in time is reported as dropped.
+
+        Return True when all was answered in time. On the thread of a running loop, what is under
+        way has the rest of the time to finish after this call, which returns False at once; None
+        comes on the response queue after the last response.
+        """
+        if self._ended:
+            return True
+        deadline = time.monotonic() + timeout
+        answered = self.flush(timeout)
+        with self._lock:
+            self._closed = True
+            self._settled.notify_all()
+            sender = self._sender
+            remaining = deadline - time.monotonic()
+            if remaining > 0 and sender is not None and sender.is_stuck() and sender.under_way:
+                self._ends_late = True
+                sender.loop.call_later(remaining, self._end_late, context=contextvars.Context())
+                return False
+        self._end()
+        return answered
+
+    def _end_late(self) -> None:
+        if self._ends_late:
+            self._end()
+
+    def _end(self) -> None:
+        with self._lock:
+            self._ends_late = False
+            self._orphans.clear()
+            sender, self._sender = self._sender, None
+            if sender is not None:
+                sender.stop()
+        super()._end()
+
+    def _settle(self, delivery: Delivery, duration: float) -> None:
+        super()._settle(delivery, duration)
+        if self._ends_late and not self._batcher.pending:
+            self._end()
+
+    def _put_responses(self, delivery: Delivery, duration: float) -> None:
+        if not self._block_on_response:
+            super()._put_responses(delivery, duration)
+            return
+        # The sender waited for room, so that the loop need not: a batch may go beyond the bound.
+        responses = delivery.responses(duration)
+        with self._responses.mutex:
+            self._responses.queue.extend(responses)
+            self._responses.unfinished_tasks += len(responses)
+            self._responses.not_empty.notify(len(responses))
+
+    def _may_wait(self) -> bool:
+        sender = self._sender
+        return sender is not None and sender.loop.is_running() and not sender.is_stuck()
+
+    def _notify(self) -> None:
+        """Wake the sender. Move it to the loop that runs here, if its own has ended."""
+        here = None if self._closed else _running_loop()
+        if here is not None and (self._sender is None or not self._sender.loop.is_running()):
+            self._adopt_orphans()
+            self._sender = _Sender(self, here, self._max_concurrent_batches)
+        if self._sender is not None:
+            self._sender.wake()
+
+    def _adopt_orphans(self) -> None:
+        """Take back what is under way on a loop that no longer runs. With the lock held."""
+        if self._sender is not None and not self._sender.loop.is_running():
+            self._orphans.update(self._sender.under_way)
+            self._sender.under_way.clear()
+
+    def _not_under_way(self, batches: set[Batch]) -> set[Batch]:
+        """Return those of `batches` that no loop has. Called with the lock held."""
+        self._adopt_orphans()
+        return {
+            batch
+            for batch in batches
+            if batch not in self._deliveries or self._deliveries[batch] in self._orphans
+        }
+
+    def _next_delivery(self) -> tuple[Delivery, float | None] | None:
+        """Return what may be taken under way, and when to attempt it. With the lock held."""
+        if self._orphans:
+            return self._orphans.popitem()
+        delivery = self._take_batch()
+        return None if delivery is None else (delivery, 0.0)
+
+    def _deliver_apart(self, batches: set[Batch], deadline: float) -> bool:
+        """Deliver in a loop of our own; False where that is impossible."""
+        failures: list[Exception] = []
+
+        def deliver() -> None:
+            try:
+                _deliver_in_own_loop(self, batches, deadline)
+            except Exception as error:  # no more files
+                failures.append(error)
+
+        if _running_loop() is None:
+            contextvars.Context().run(deliver)
+        else:
+            thread = threading.Thread(target=deliver, name="honeycomb-flush", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # no more threads
+                failures.append(error)
+            else:
+                thread.join(max(0.0, deadline - time.monotonic()) + _LOOK_AGAIN)
+        with self._lock:
+            self._notify()
+        for failure in failures:
+            warn_once(self._logger, "tornado flush", "events could not be flushed: %s", failure)
+        return not failures
+
+
+class _Sender:
+    """Posts a transmission's batches on one event loop, at most `limit` at a time.
+
+    Its state changes with the transmission's lock held. What is taken out of `under_way` is no
+    longer its own, and its task leaves it alone.
+    """
+
+    def __init__(
+        self, transmission: TornadoTransmission, loop: asyncio.AbstractEventLoop, limit: int
+    ) -> None:
+        self.loop = loop
+        # With the monotonic time of the next attempt; None where there is none to come.
+        self.under_way: dict[Delivery, float | None] = {}
+        self._transmission = transmission
+        self._limit = limit
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._wanted: set[Batch] | None = None
+        self._client: SimpleAsyncHTTPClient | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_woken = False
+        self._is_stopped = False
+
+    def is_stuck(self) -> bool:
+        """Tell whether the loop runs in the calling thread, and so cannot go on meanwhile."""
+        return _running_loop() is self.loop
+
+    def batches(self) -> set[Batch]:
+        """Return the batches under way here."""
+        return {delivery.batch for delivery in self.under_way}
+
+    def wake(self) -> None:
+        """Let the loop look for batches soon."""
+        if not self._is_woken:
+            self._is_woken = self._call(self._pump)
+
+    def stop(self) -> None:
+        """Give up what is under way, and end."""
+        self._is_stopped = True
+        self.under_way.clear()
+        self._call(self._cancel)
+
+    async def deliver(self, batches: set[Batch], deadline: float) -> None:
+        """Deliver these batches; hand back what was not answered by the deadline."""
+        self._wanted = batches
+        self._pump()
+        while self._tasks and time.monotonic() < deadline:
+            await asyncio.wait(set(self._tasks), timeout=max(0.0, deadline - time.monotonic()))
+        self._is_stopped = True
+        self._cancel()
+
+    def _call(self, callback: Callable[[], None]) -> bool:
+        try:
+            # Thread-safe even on the loop's thread: the caller may be a signal handler. And in a
+            # context of its own: what an application keeps in its context is not ours to hold.
+            self.loop.call_soon_threadsafe(callback, context=contextvars.Context())
+        except RuntimeError:  # the loop is closed
+            return False
+        return True
+
+    def _cancel(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._close_client()
+
+    def _close_client(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def _pump(self) -> None:
+        """Take under way what may leave; come again when the next batch is due."""
+        transmission = self._transmission
+        with transmission._lock:
+            self._is_woken = False
+            if self._timer is not None:
+                self._timer.cancel()
+            while not self._is_stopped and len(self.under_way) < self._limit:
+                if self._wanted is not None and not transmission._not_under_way(self._wanted):
+                    return
+                taken = transmission._next_delivery()
+                if taken is None:
+                    self._keep_time()
+                    return
+                self._start(*taken)
+
+    def _keep_time(self) -> None:
+        due = self._transmission._batcher.next_due()
+        if due is not None:
+            self._timer = self.loop.call_later(
+                max(0.0, due - time.monotonic()), self._pump, context=contextvars.Context()
+            )
+
+    def _start(self, delivery: Delivery, due: float | None) -> None:
+        self.under_way[delivery] = due
+        # Not by `create_task`: an application's task factory is for its own tasks.
+        task = asyncio.Task(self._deliver(delivery), loop=self.loop)
+        self._tasks.add(task)
+        task.add_done_callback(
+            functools.partial(self._done, delivery), context=contextvars.Context()
+        )
+
+    def _done(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
+        transmission = self._transmission
+        self._tasks.discard(task)
+        with transmission._lock:
+            if delivery in self.under_way:  # cancelled, as when the loop is about to end
+                transmission._orphans[delivery] = self.under_way.pop(delivery)
+                self._close_client()
+                return
+        self._pump()
+
+    async def _deliver(self, delivery: Delivery) -> None:
+        """Post until all is answered, then say so."""
+        transmission = self._transmission
+        started = time.monotonic()
+        while True:
+            due = self.under_way.get(delivery)
+            if due is None:
+                break
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            await self._attempt(delivery)
+        if transmission._block_on_response:
+            while not (transmission._responses.has_room() or transmission._closed):
+                await asyncio.sleep(_ROOM_CHECK)
+        with transmission._lock:
+            if delivery not in self.under_way:
+                return
+            del self.under_way[delivery]
+        transmission._settle(delivery, (time.monotonic() - started) * 1e3)
+
+    async def _attempt(self, delivery: Delivery) -> None:
+        transmission = self._transmission
+        body = bytearray()
+        conclude: Callable[[], float | None]
+        try:
+            answer = await self._post(delivery, body)
+        except Exception as error:
+            reason = transmission._describe(error, delivery.batch)
+            may_pass = isinstance(error, (OSError, HTTPError))
+            conclude = functools.partial(delivery.failed, reason, may_pass)
+        else:
+            conclude = functools.partial(
+                delivery.answered, answer.code, answer.headers, bytes(body)
+            )
+        with transmission._lock:
+            if delivery in self.under_way:
+                delay = conclude()
+                self.under_way[delivery] = None if delay is None else time.monotonic() + delay
+
+    async def _post(self, delivery: Delivery, body: bytearray) -> HTTPResponse:
+        """Return the answer and put its content into `body`; raise what the client raises."""
+        if self._client is None:
+            self._client = SimpleAsyncHTTPClient(force_instance=True, max_clients=self._limit)
+            self._client.tcp_client = _Connector(_Resolver())
+
+        def receive(chunk: bytes) -> None:
+            body.extend(chunk[: MAX_ANSWER_BYTES - len(body)])
+
+        transmission = self._transmission
+        fetch = self._client.fetch(
+            HTTPRequest(
+                delivery.url,
+                method="POST",
+                headers={**transmission._headers(delivery.batch), "Accept-Encoding": "identity"},
+                body=transmission._body(delivery),
+                connect_timeout=HTTP_TIMEOUT,
+                request_timeout=2 * HTTP_TIMEOUT,  # counted from before the connection
+                follow_redirects=False,  # which would take the key elsewhere
+                decompress_response=False,
+                streaming_callback=receive,
+            ),
+            raise_error=False,
+        )
+        # Where this task is cancelled, the client goes on and nobody reads how it ends.
+        fetch.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.wait([fetch])
+        return fetch.result()
+
+
+class _Resolver(Resolver):
+    """Looks up names in the loop's executor, or on the spot where at exit that takes no work."""
+
+    async def resolve(
+        self, host: str, port: int, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[tuple[int, Any]]:
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
+        except RuntimeError:
+            found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+        return [(entry[0], entry[4]) for entry in found]
+
+
+class _Connector(TCPClient):
+    """Closes with itself the connections that it made, which Tornado's leaves open."""
+
+    def __init__(self, resolver: Resolver) -> None:
+        super().__init__(resolver)
+        self._streams: weakref.WeakSet[IOStream] = weakref.WeakSet()
+
+    async def connect(self, *args: Any, **kwargs: Any) -> IOStream:
+        stream = await super().connect(*args, **kwargs)
+        self._streams.add(stream)
+        return stream
+
+    def close(self) -> None:
+        super().close()
+        for stream in list(self._streams):
+            stream.close()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _deliver_in_own_loop(
+    transmission: TornadoTransmission, batches: set[Batch], deadline: float
+) -> None:
+    """Deliver in a new event loop in the calling thread, where none may run."""
+
+    async def deliver() -> IOLoop:
+        stuck = transmission._sender
+        taken = len(stuck.under_way) if stuck is not None else 0
+        limit = max(1, transmission._max_concurrent_batches - taken)
+        await _Sender(transmission, asyncio.get_running_loop(), limit).deliver(batches, deadline)
+        # The HTTP client's tasks outlive a request that was given up.
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+        return IOLoop.current()
+
+    loop = asyncio.SelectorEventLoop()  # the one kind that needs no thread on any platform
+    with contextlib.closing(loop):
+        io_loop = loop.run_until_complete(deliver())
+        io_loop.close(all_fds=True)

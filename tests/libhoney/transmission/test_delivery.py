@@ -1,0 +1,250 @@
+"""One batch: its URL, what each answer means, retries, and one outcome for each event."""
+
+from __future__ import annotations
+
+import json
+import time
+from email.utils import formatdate
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from libhoney.transmission import encoding
+from libhoney.transmission.batching import Batch, Destination
+from libhoney.transmission.delivery import MAX_RETRY_AFTER, RETRY_DELAYS, Delivery, batch_url
+
+ALL_WELL = b'[{"status":202},{"status":202},{"status":202}]'
+DATASETS = [
+    "plain",
+    "//host/x",
+    "../events",
+    "a#b",
+    "a/b?c",
+    "..",
+    ".",
+    "...",
+    "a b",
+    "100%",
+    "%2e%2e",
+    "dätä ☃",
+    "a\\b",
+    "a;b=c&d",
+    "\r\nX: y",
+]
+
+
+def delivery(count: int = 3) -> Delivery:
+    batch = Batch(Destination("http://host", "key", "things"), 0.0)
+    for number in range(count):
+        batch.items.append(b"%d" % number)
+        batch.metadata.append(number)
+    return Delivery(batch)
+
+
+def statuses(one: Delivery) -> list[int]:
+    return [outcome.status for outcome in one.outcomes]
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_dataset_is_one_encoded_segment(dataset: str) -> None:
+    """A dataset changes neither the host nor the path the key is sent to."""
+    url = batch_url(Destination("https://host/prefix/", "key", dataset))
+    start, segment = url[: len("https://host/prefix/1/batch/")], url[28:]
+    assert start == "https://host/prefix/1/batch/"
+    assert not set(segment) & set("/?#\\\r\n ")
+    assert segment not in (".", "..")
+    assert unquote(segment) == dataset
+
+
+def test_half_of_a_surrogate_pair_is_replaced_in_the_url() -> None:
+    """A dataset that has no UTF-8 form still has a URL."""
+    assert batch_url(Destination("http://host", "key", "a\ud800")) == "http://host/1/batch/a%3F"
+
+
+def test_accepted_events_are_done() -> None:
+    """A 202 for each event, in a 200 or a 202: nothing is left to do."""
+    for status in (200, 202):
+        one = delivery()
+        assert one.body() == b"[0,1,2]"
+        assert one.answered(status, {}, ALL_WELL) is None
+        assert [tuple(outcome) for outcome in one.outcomes] == [(202, "", None)] * 3
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 599])
+def test_passing_failure_is_retried_whole(status: int) -> None:
+    """408, 429 and every 5xx: again, with all events, until it works."""
+    one = delivery()
+    assert one.answered(status, {}, b"") is not None
+    assert one.body() == b"[0,1,2]"
+    assert one.answered(200, {}, ALL_WELL) is None
+    assert statuses(one) == [202] * 3
+    assert one.retried == 3
+
+
+@pytest.mark.parametrize("status", [201, 204, 301, 302, 307, 308, 400, 401, 403, 404, 413])
+def test_lasting_refusal_is_not_retried(status: int) -> None:
+    """The answer's status and words are every event's; redirects are not followed."""
+    one = delivery()
+    assert one.answered(status, {}, b'{"error":"no such luck"}') is None
+    assert [tuple(o) for o in one.outcomes] == [
+        (status, '{"error":"no such luck"}', "no such luck")
+    ] * 3
+
+
+def test_single_events_that_may_pass_are_retried_alone() -> None:
+    """Of a taken batch only the events with 408, 429 or 5xx go again."""
+    one = delivery(5)
+    answer = [{"status": s, "error": f"e{s}"} for s in (202, 429, 400, 500, 408)]
+    assert one.answered(200, {}, json.dumps(answer).encode()) is not None
+    assert one.body() == b"[1,3,4]"
+    assert one.answered(200, {}, ALL_WELL) is None
+    assert statuses(one) == [202, 202, 400, 202, 202]
+    assert one.outcomes[2].error == "e400"
+
+
+def test_retries_end_with_the_last_status_and_body() -> None:
+    """After the last retry each event has the server's last words."""
+    one = delivery()
+    for number in range(len(RETRY_DELAYS)):
+        assert one.answered(503, {}, b"busy %d" % number) is not None
+    assert one.answered(502, {}, b"gone") is None
+    assert [(o.status, o.body) for o in one.outcomes] == [(502, "gone")] * 3
+
+
+def test_what_a_server_said_outlives_a_connection_error() -> None:
+    """A status is worth more than that the server cannot be reached later."""
+    one = delivery()
+    one.answered(500, {}, b"words")
+    assert one.failed("ConnectionError: gone") is not None
+    assert [(o.status, o.body) for o in one.outcomes] == [(500, "words")] * 3
+
+
+def test_connection_errors_are_retried_and_others_are_not() -> None:
+    """An error that would come again, such as a bad URL's, ends the delivery."""
+    one = delivery()
+    assert one.failed("ConnectionError: gone") is not None
+    assert one.failed("InvalidURL: no host", worth_retrying=False) is None
+    assert [tuple(o) for o in one.outcomes] == [(0, "", "InvalidURL: no host")] * 3
+
+
+def test_backoff_grows_and_has_jitter() -> None:
+    """Delays lie between half and all of the planned ones, and differ."""
+    first = set()
+    for _ in range(20):
+        one = delivery()
+        delays = [one.failed("error") for _ in RETRY_DELAYS]
+        assert all(d is not None and p / 2 <= d <= p for d, p in zip(delays, RETRY_DELAYS))
+        first.add(delays[0])
+    assert len(first) > 1
+    assert list(RETRY_DELAYS) == sorted(RETRY_DELAYS)
+
+
+@pytest.mark.parametrize(
+    ("value", "least", "most"),
+    [
+        ("7", 7, 7),
+        ("0", 0, RETRY_DELAYS[0]),
+        ("86400", MAX_RETRY_AFTER, MAX_RETRY_AFTER),
+        ("9" * 500, MAX_RETRY_AFTER, MAX_RETRY_AFTER),
+        (formatdate(time.time() + 3600, usegmt=True), MAX_RETRY_AFTER, MAX_RETRY_AFTER),
+        (formatdate(time.time() - 3600, usegmt=True), 0, RETRY_DELAYS[0]),
+        ("Wed, 99 Foo 2026", 0, RETRY_DELAYS[0]),
+        ("soon", 0, RETRY_DELAYS[0]),
+        ("-5", 0, RETRY_DELAYS[0]),
+        ("²", 0, RETRY_DELAYS[0]),
+        ("", 0, RETRY_DELAYS[0]),
+    ],
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_retry_after_is_obeyed_up_to_a_bound(
+    value: str, least: float, most: float, whole: bool
+) -> None:
+    """Seconds or a date; at most 30 seconds; nonsense counts as absent."""
+    one = delivery()
+    status, body = (429, b"") if whole else (200, b'[{"status":429},{"status":202},{"status":202}]')
+    delay = one.answered(status, {"Retry-After": value}, body)
+    assert delay is not None
+    assert least <= delay <= most
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"[]", [200, 200, 200]),
+        (b'[{"status":202}]', [202, 200, 200]),
+        (b'[{"status":202},null,{}]', [202, 200, 200]),
+        (b'[{"status":true},{"status":"202"},{"status":0}]', [200, 200, 200]),
+        (b'[{"status":202},{"status":400},{"status":403},{"status":500}]', [202, 400, 403]),
+        (b"", [200] * 3),
+        (b"<html>", [200] * 3),
+        (b'{"status":202}', [200] * 3),
+        (b"\xff\xfe", [200] * 3),
+        (b"[" * 500_000, [200] * 3),
+        (b"9" * 50_000, [200] * 3),
+        (b'[{"status":1' + b"0" * 6000 + b"}]", [200] * 3),
+    ],
+)
+@pytest.mark.parametrize("loads", [encoding.loads, json.loads], ids=["installed", "standard"])
+def test_whatever_the_answer_each_event_has_an_outcome(
+    body: bytes, expected: list[int], loads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short arrays, arrays of something else and what is no JSON leave no event without one."""
+    monkeypatch.setattr("libhoney.transmission.delivery.loads", loads)
+    one = delivery()
+    one.answered(200, {}, body)
+    assert statuses(one) == expected
+    for outcome in one.outcomes:
+        assert (outcome.error is None) == (outcome.status == 202)
+
+
+@pytest.mark.parametrize("body", [b"[" * 500_000, b"\xff", b"[]", b'{"error":5}', b"x" * 10**6])
+@pytest.mark.parametrize("loads", [encoding.loads, json.loads], ids=["installed", "standard"])
+def test_whatever_a_refusals_body_it_is_kept_in_part(
+    body: bytes, loads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that is no object with an error is told as text, of bounded length."""
+    monkeypatch.setattr("libhoney.transmission.delivery.loads", loads)
+    one = delivery()
+    assert one.answered(400, {}, body) is None
+    assert all(o.status == 400 and o.error and len(o.body) <= 10_000 for o in one.outcomes)
+
+
+anything = st.one_of(
+    st.tuples(
+        st.sampled_from([200, 202, 301, 400, 401, 408, 413, 429, 500, 503]),
+        st.one_of(
+            st.binary(max_size=20),
+            st.lists(
+                st.fixed_dictionaries({"status": st.sampled_from([202, 400, 429, 500, None, "x"])}),
+                max_size=5,
+            ).map(lambda entries: json.dumps(entries).encode()),
+        ),
+    ),
+    st.booleans(),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(anything, min_size=10, max_size=10), st.integers(1, 4))
+def test_every_delivery_ends_with_an_outcome_for_each_event(course: Any, count: int) -> None:
+    """Whatever comes, there are at most six attempts, never with an event that is done."""
+    one = delivery(count)
+    attempts = 0
+    for step in course:
+        assert json.loads(one.body())
+        done = [n for n, o in enumerate(one.outcomes) if o.status == 202]
+        assert not set(done) & set(json.loads(one.body()))
+        attempts += 1
+        if isinstance(step, bool):
+            delay = one.failed("ConnectionError: gone", step)
+        else:
+            delay = one.answered(step[0], {}, step[1])
+        if delay is None:
+            break
+    assert attempts <= 1 + len(RETRY_DELAYS)
+    assert len(one.outcomes) == count
+    for outcome in one.outcomes:
+        assert outcome.error is not None or 200 <= outcome.status < 300
