@@ -1,0 +1,80 @@
+"""What the cases share: settings, fields, a transmission that discards, and CPU time."""
+
+from __future__ import annotations
+
+import gc
+import json
+import queue
+import resource
+import statistics
+import time
+
+WRITEKEY = "benchmarkbenchmark0000"
+SERVICE = "benchmark"
+
+FIVE = {"app.user": 4711, "app.plan": "team", "app.ratio": 0.25, "app.hit": True, "app.hint": None}
+
+
+def _eleven(number):
+    return {
+        "type": "http_client",
+        "request.method": "GET",
+        "request.host": "inventory.internal.example.com",
+        "request.path": f"/v2/warehouses/{number % 17}/articles/{number * 7919}/availability",
+        "request.route": "/v2/warehouses/<int:warehouse>/articles/<int:article>/availability",
+        "request.content_length": 0,
+        "response.status_code": 404 if number % 20 == 0 else 200,
+        "response.content_length": number * 104729 % 65521,
+        "app.user_id": number * 15485863 % 9999991,
+        "app.cache_hit": number % 3 == 0,
+        "app.feature_flags": "new-checkout,fast-search,beta",
+    }
+
+
+# A span has nine fields of its own: with eleven more it has 20, and about 750 bytes of JSON.
+ELEVEN = [_eleven(number) for number in range(1, 500)]
+
+
+class Discard:
+    """A transmission that does nothing."""
+
+    def __init__(self):
+        self.responses = queue.Queue()
+
+    def start(self):
+        pass
+
+    def send(self, event):
+        pass
+
+    def flush(self):
+        pass
+
+    def close(self):
+        pass
+
+    def get_response_queue(self):
+        return self.responses
+
+
+def cpu_seconds():
+    """Return the CPU time of this process: all threads, user and system."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def microseconds_a_call(function, count, blocks=7):
+    """Return the median CPU time of a call of `function(count)`, divided by `count`."""
+    function(max(1, count // 10))
+    samples = []
+    for _ in range(blocks):
+        gc.collect()
+        started = time.process_time()
+        function(count)
+        samples.append((time.process_time() - started) / count * 1e6)
+    return statistics.median(samples)
+
+
+def report(**figures):
+    """Print the case's result for the driver."""
+    print(json.dumps(figures))
