@@ -22,8 +22,6 @@ MAX_RETRY_AFTER = 30.0
 MAX_ANSWER_BYTES = 1_000_000
 _MAX_WORDS = 10_000
 
-_ACCEPTED = (200, 202)
-
 
 class Outcome(NamedTuple):
     """What was last said of one event; no error where it was accepted."""
@@ -37,6 +35,10 @@ class Outcome(NamedTuple):
         if self.status:
             return f"status {self.status}"
         return (self.error or "").partition(":")[0]
+
+
+_ACCEPTED = Outcome(202, "", None)
+_TAKEN = b'{"status":202}'
 
 
 def batch_url(destination: Destination) -> str:
@@ -57,19 +59,19 @@ class Delivery:
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.url = batch_url(batch.destination)
-        self.outcomes: list[Outcome] = [Outcome(0, "", UNANSWERED)] * len(batch.items)
+        self.outcomes: list[Outcome] = [Outcome(0, "", UNANSWERED)] * len(batch.ends)
         self.retried = 0
-        self._outstanding = list(range(len(batch.items)))
+        self._outstanding = list(range(len(batch.ends)))
         self._attempts = 0
 
     def body(self) -> bytes:
         """Return the JSON array of the events still to be delivered."""
-        items = self.batch.items
-        return b"[" + b",".join([items[index] for index in self._outstanding]) + b"]"
+        whole = len(self._outstanding) == len(self.outcomes)
+        return self.batch.body(None if whole else self._outstanding)
 
     def answered(self, status: int, headers: Mapping[str, str], body: bytes) -> float | None:
         """Take the server's answer; return the seconds until the next attempt, None for none."""
-        if status in _ACCEPTED:
+        if status in (200, 202):
             self._each_answered(status, body)
             return self._next_attempt(_retry_after(headers))
         words = body[:_MAX_WORDS].decode("utf-8", "replace")
@@ -106,6 +108,11 @@ class Delivery:
             self.outcomes[index] = outcome
 
     def _each_answered(self, status: int, body: bytes) -> None:
+        count = len(self._outstanding)
+        if body.count(_TAKEN) == count and len(body) == count * (len(_TAKEN) + 1) + 1:
+            self._all(_ACCEPTED)  # the usual answer, without a look at each entry
+            self._outstanding = []
+            return
         try:
             entries = loads(body)
         except (ValueError, RecursionError):
@@ -118,11 +125,10 @@ class Delivery:
             self._outstanding = []
             return
         again = []
-        accepted = Outcome(202, "", None)
         for index, entry in zip(self._outstanding, entries):
             event_status = entry.get("status") if isinstance(entry, dict) else None
             if event_status == 202:
-                self.outcomes[index] = accepted
+                self.outcomes[index] = _ACCEPTED
             elif type(event_status) is not int or event_status < 100:
                 words = words or body[:_MAX_WORDS].decode("utf-8", "replace")
                 self.outcomes[index] = Outcome(

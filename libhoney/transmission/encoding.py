@@ -41,15 +41,16 @@ def encode_event(event: Any, **more: str) -> bytes:
     over the size limits is cut down, with the names of the cut fields in `meta.truncated_fields`.
     Raises EncodingError where the event cannot be sent even so.
     """
-    created = getattr(event, "_created", None)
-    if created is None:
+    try:
+        created = event._created
+    except AttributeError:  # not an event of ours
         created = event.created_at
     rate = event.sample_rate
     if type(rate) is not int or rate < 1:
         rate = _whole_rate(rate)
-    head = {"time": _utc(created), "samplerate": rate, **more}
-    body = _encode(head, event.fields())
-    return body if len(body) <= MAX_TEXT_BYTES else _cut_down(head, event.fields(), body)
+    whole = {"time": _utc(created), "samplerate": rate, **more, "data": event.fields()}
+    body = _encode(whole)
+    return body if len(body) <= MAX_TEXT_BYTES else _cut_down(whole, body)
 
 
 def fields_json(fields: dict[str, Any]) -> str:
@@ -106,24 +107,31 @@ def _zulu(value: Any) -> str:
     raise TypeError
 
 
-def _encode(head: dict[str, Any], data: dict[str, Any]) -> bytes:
+def _encode(whole: dict[str, Any]) -> bytes:
+    data = whole["data"]
     try:
         # Types are looked at first, for orjson has forms of its own for some that have always
         # been sent as text (members of an Enum).
         if not _SCALARS.issuperset(map(type, data.values())):
             data = {name: _plain(value, ()) for name, value in data.items()}
-        return _fast_dumps({**head, "data": data})
+            whole = {**whole, "data": data}
+        return _fast_dumps(whole)
     except _REFUSED:
         pass
-    data = _clean(data)
+    whole = {**whole, "data": _clean(data)}
     try:
-        return _fast_dumps({**head, "data": data})
+        return _fast_dumps(whole)
     except _REFUSED:
         pass
     try:
-        return _dumps({**head, "data": data})  # takes integers beyond 64 bits
+        return _dumps(whole)  # takes integers beyond 64 bits
     except Exception as error:
         raise EncodingError("event dropped; it has no form in JSON") from error
+
+
+def _size(value: Any) -> int:
+    """Return how many bytes a value has in JSON."""
+    return len(_encode({"data": {"": value}})) - len(b'{"data":{"":}}')
 
 
 def _plain(value: Any, path: tuple[int, ...]) -> Any:
@@ -196,7 +204,7 @@ def _valid_text(text: str) -> str:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _cut_down(head: dict[str, Any], fields: dict[str, Any], body: bytes) -> bytes:
+def _cut_down(whole: dict[str, Any], body: bytes) -> bytes:
     """Bring an event within the limits: long texts first, then its largest values."""
     data: dict[str, Any] = json.loads(body)["data"]
     truncated = [
@@ -211,16 +219,14 @@ def _cut_down(head: dict[str, Any], fields: dict[str, Any], body: bytes) -> byte
 
     def encoded() -> bytes:
         marked = {**data, "meta.truncated_fields": truncated} if truncated else data
-        return _encode(head, marked)
+        return _encode({**whole, "data": marked})
 
     body = encoded()
     if len(body) <= MAX_EVENT_BYTES:
         return body
-    sizes = {
-        name: len(_encode({}, {"": value})) - len(b'{"data":{"":}}') for name, value in data.items()
-    }
+    sizes = {name: _size(value) for name, value in data.items()}
     # With room for the names of all fields, which may be cut.
-    names = len(_encode({}, {"meta.truncated_fields": list(data)}))
+    names = _size({"meta.truncated_fields": list(data)})
     overhead = len(body) - sum(sizes.values()) + names
     limit = _level(sorted(sizes.values()), MAX_EVENT_BYTES - overhead)
     if limit < _SHORTEST_CUT:

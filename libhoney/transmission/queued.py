@@ -116,6 +116,7 @@ class QueuedTransmission:
             time.monotonic, self._max_batch_size, self._send_frequency, self._max_pending
         )
         self._deliveries: dict[Batch, Delivery] = {}
+        self._unanswered = 0  # events that no server answered for
         self._counts: collections.Counter[str] = collections.Counter()
         self._dropped: collections.Counter[str] = collections.Counter()
 
@@ -283,8 +284,8 @@ class QueuedTransmission:
             self._counts["sent"] += len(outcomes) - len(failed)
             self._counts["refused"] += len(failed) - len(dropped)
             self._counts["retried"] += delivery.retried
-            if dropped:
-                self._dropped.update(dropped)
+            self._unanswered += len(dropped)
+            self._dropped.update(dropped)
             self._settled.notify_all()
         if failed:
             warn_once(

@@ -40,7 +40,7 @@ class Transmission(QueuedTransmission):
     def flush(self, timeout: float = 10.0) -> bool:
         """Send what waits and wait for the answers, at most `timeout` seconds.
 
-        Return True when all that was sent before this call was answered.
+        Return True when the server answered for all that was sent before this call.
         """
         deadline = time.monotonic() + timeout
         with self._lock:
@@ -49,6 +49,7 @@ class Transmission(QueuedTransmission):
             awaited = set(self._batcher.unsettled())
             if not awaited:
                 return True
+            unanswered = self._unanswered
             self._notify()
             self._wake.notify_all()
             threads = self._threads
@@ -63,7 +64,7 @@ class Transmission(QueuedTransmission):
                 if not awaited or remaining <= 0:
                     break
                 self._settled.wait(remaining)
-        return not awaited
+            return not awaited and self._unanswered == unanswered
 
     def close(self, timeout: float = 10.0) -> bool:
         """Flush, then end: what was not answered in time is reported as dropped.

@@ -87,11 +87,11 @@ class TornadoTransmission(QueuedTransmission):
     def flush(self, timeout: float = 10.0) -> bool:
         """Send what waits and wait for the answers, at most `timeout` seconds.
 
-        Return True when all that was sent before this call was answered. Where no loop runs, the
-        calling thread delivers in a loop of its own; only looking up the host's name may then take
-        longer. On the thread of a running loop, which cannot go on meanwhile, a short-lived thread
-        delivers what is not under way. What is under way goes on after this call, which does not
-        wait for it and returns False; `await drain()` does wait for it.
+        Return True when the server answered for all that was sent before this call. Where no loop
+        runs, the calling thread delivers in a loop of its own; only looking up the host's name may
+        then take longer. On the thread of a running loop, which cannot go on meanwhile, a short-
+        lived thread delivers what is not under way. What is under way goes on after this call,
+        which does not wait for it and returns False; `await drain()` does wait for it.
         """
         deadline = time.monotonic() + timeout
         with self._lock:
@@ -100,12 +100,13 @@ class TornadoTransmission(QueuedTransmission):
             awaited = set(self._batcher.unsettled())
             if awaited:
                 self._notify()
+            unanswered = self._unanswered
         while True:
             with self._lock:
                 awaited.intersection_update(self._batcher.unsettled())
                 remaining = deadline - time.monotonic()
                 if not awaited or remaining <= 0:
-                    return not awaited
+                    return not awaited and self._unanswered == unanswered
                 sender = self._sender
                 if sender is not None and sender.is_stuck() and awaited <= sender.batches():
                     return False

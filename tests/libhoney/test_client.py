@@ -318,7 +318,7 @@ def test_debug_mode_masks_the_key(
     with caplog.at_level(logging.DEBUG):
         client.send_now({})
         client.send_now({"name": "the key is no valid header"})
-        assert client.close()
+        assert client.close() is False
     assert "abcd" in caplog.text
     assert "secret" not in caplog.text
     assert all("secret" not in str(one) for one in answers(client))

@@ -39,8 +39,7 @@ DATASETS = [
 def delivery(count: int = 3) -> Delivery:
     batch = Batch(Destination("http://host", "key", "things"), 0.0)
     for number in range(count):
-        batch.items.append(b"%d" % number)
-        batch.metadata.append(number)
+        batch.add(b"%d" % number, number)
     return Delivery(batch)
 
 

@@ -562,7 +562,7 @@ def test_server_that_refuses_connections_gets_a_response_for_each_event(
     client = make_client(api_host=f"http://127.0.0.1:{closed_port}", max_batch_size=1)
     for number in range(3):
         send(client, number)
-    assert client.flush()
+    assert client.flush() is False
     told = answers(client)
     assert sorted(one["metadata"] for one in told) == [0, 1, 2]
     assert {one["status_code"] for one in told} == {0}
@@ -580,7 +580,7 @@ def test_network_that_stays_down_fills_neither_memory_nor_log(
         event = client.new_event({"a": 1})
         event.dataset = f"dataset{number}"
         event.send()
-    assert client.flush()
+    assert client.flush() is False
     assert len({one["error"] for one in answers(client)}) == 20
     assert client.xmit.stats["dropped"] == {"ConnectionError": 20}
     assert len(caplog.records) == 1
@@ -720,7 +720,7 @@ def test_events_own_destination_that_cannot_work_is_reported(
     for name, value in wrong.items():
         setattr(event, name, value)
     event.send()
-    assert client.flush()
+    client.flush()
     told = answer_to(client)
     assert (told["status_code"], told["metadata"]) == (0, "wrong")
     assert told["error"]
@@ -1045,7 +1045,7 @@ def test_ca_bundle_of_the_environment_is_used(
     monkeypatch.setenv(name, "/no/such/bundle.pem")
     client = make_client(api_host=f"https://127.0.0.1:{closed_port}")
     send(client, "one")
-    assert client.flush()
+    assert client.flush() is False
     assert "/no/such/bundle.pem" in answers(client)[0]["error"]
 
 

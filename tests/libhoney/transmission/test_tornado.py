@@ -414,7 +414,7 @@ def test_an_address_that_is_none_is_reported_at_once(make: Make) -> None:
     client = make("nothing://127.0.0.1")
     send(client, "a")
 
-    assert client.flush()
+    assert client.flush() is False
 
     assert "Unsupported url scheme" in all_responses(client)[0]["error"]
 
