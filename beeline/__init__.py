@@ -7,7 +7,6 @@ here does nothing.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import queue
 from collections.abc import Mapping
@@ -23,11 +22,11 @@ from beeline.version import VERSION
 from libhoney.client import DEFAULT_API_HOST
 
 __all__ = [
-    "USER_AGENT_ADDITION",
-    "VERSION",
     "AsyncioTracer",
     "Beeline",
     "SynchronousTracer",
+    "USER_AGENT_ADDITION",
+    "VERSION",
     "add",
     "add_context",
     "add_context_field",
@@ -63,8 +62,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _GBL: Beeline | None = None
 _INITPID: int | None = None
-
-_NOTHING: AbstractContextManager[None] = contextlib.nullcontext()
 
 
 def init(
@@ -203,8 +200,26 @@ def tracer(
     is recorded on the span and goes on.
     """
     if _GBL is None:
-        return _NOTHING
+        return _NoSpan(name, trace_id, parent_id)
     return SpanScope(_GBL.tracer_impl, name, trace_id, parent_id)
+
+
+class _NoSpan:
+    """What `tracer` gives before `init`: an empty context manager; a decorator, for later."""
+
+    __slots__ = ("_args",)
+
+    def __init__(self, *args: Any) -> None:
+        self._args = args
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *exc_info: object) -> None:
+        return None
+
+    def __call__(self, fn: F) -> F:
+        return traced(*self._args)(fn)
 
 
 def traced(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable
 from typing import Any, Callable, NamedTuple, Union
-from urllib.parse import urlsplit
 
 from libhoney.client import DEFAULT_API_HOST, IsClassicKey
 from libhoney.internal import check_sample_rate, mask
@@ -26,10 +24,10 @@ class Settings(NamedTuple):
     db_query_args: bool
     propagate_to: Callable[[str], bool]
     is_classic: bool
+    complaints: list[str]
 
 
 def resolve(
-    logger: logging.Logger,
     *,
     writekey: str = "",
     dataset: str = "",
@@ -43,18 +41,21 @@ def resolve(
 ) -> Settings:
     """Return settings from arguments and, where these are empty, the environment.
 
-    What is missing is said as an error in the log. Raises ValueError, naming the setting, for a
-    value that cannot work.
+    Their `complaints` say what is missing. Raises ValueError, naming the setting, for a value that
+    cannot work.
     """
     environment = os.environ.get
-    writekey = _text("writekey", writekey) or (
-        environment("HONEYCOMB_WRITEKEY") or environment("HONEYCOMB_API_KEY") or ""
+    writekey = _key(
+        _text("writekey", writekey)
+        or environment("HONEYCOMB_WRITEKEY")
+        or environment("HONEYCOMB_API_KEY")
+        or ""
     )
     dataset = _text("dataset", dataset) or environment("HONEYCOMB_DATASET") or ""
     service_name = _text("service_name", service_name) or (
         environment("HONEYCOMB_SERVICE") or environment("SERVICE_NAME") or ""
     )
-    if api_host is DEFAULT_API_HOST or not api_host:
+    if api_host is DEFAULT_API_HOST or not api_host:  # left out: another equal text is given
         api_host = environment("HONEYCOMB_API_ENDPOINT") or DEFAULT_API_HOST
     for name, hook in (hooks or {}).items():
         if hook is not None and not callable(hook):
@@ -69,8 +70,9 @@ def resolve(
         db_query_args=bool(db_query_args),
         propagate_to=host_filter(propagate_to),
         is_classic=IsClassicKey(writekey),
+        complaints=[],
     )
-    return _choose_names(logger, settings)
+    return _choose_names(settings)
 
 
 def disabled() -> bool:
@@ -87,23 +89,32 @@ def _text(name: str, value: Any) -> str:
     return value
 
 
-def _choose_names(logger: logging.Logger, settings: Settings) -> Settings:
+def _key(writekey: str) -> str:
+    """Return a key without the line end that files and shells leave on it."""
+    writekey = writekey.strip()
+    if not (writekey.isascii() and writekey.isprintable()):
+        raise ValueError(f"writekey must be printable ASCII, not {mask(writekey)!r}")
+    return writekey
+
+
+def _choose_names(settings: Settings) -> Settings:
+    complain = settings.complaints.append
     service_name = settings.service_name
     if not settings.writekey:
-        logger.error("no API key is set (writekey): nothing is sent to Honeycomb")
+        complain("no API key is set (writekey): nothing is sent to Honeycomb")
     if not service_name:
         service_name = f"unknown_service:{os.environ.get('PROCESS_EXECUTABLE_NAME') or 'python'}"
-        logger.error("no service name is set (service_name): it is %s", service_name)
+        complain(f"no service name is set (service_name): it is {service_name}")
     dataset = settings.dataset
     if settings.is_classic:
         if settings.writekey and not dataset:
-            logger.error("no dataset is set (dataset): nothing is sent to Honeycomb")
+            complain("no dataset is set (dataset): nothing is sent to Honeycomb")
     else:
         if dataset:
-            logger.error("dataset %r is ignored: events go to the service's own", dataset)
+            complain(f"dataset {dataset!r} is ignored: events go to the service's own")
         dataset = service_name.strip()
         if dataset != service_name:
-            logger.error("service_name %r has spaces around it: its dataset has not", service_name)
+            complain(f"service_name {service_name!r} has spaces around it: its dataset has not")
         if not dataset or dataset.startswith("unknown_service"):
             dataset = "unknown_service"
     return settings._replace(service_name=service_name, dataset=dataset)
@@ -111,9 +122,12 @@ def _choose_names(logger: logging.Logger, settings: Settings) -> Settings:
 
 def check_api_host(api_host: str) -> str:
     """Return an API host. Raises ValueError naming the setting unless it is an HTTP URL."""
+    from urllib.parse import urlsplit
+
     try:
         parts = urlsplit(api_host)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        usable = usable and not any(map(str.isspace, api_host))
     except (ValueError, TypeError, AttributeError):
         usable = False
     if not usable:
@@ -140,6 +154,7 @@ def host_filter(propagate_to: PropagateTo) -> Callable[[str], bool]:
         ) from None
     names = frozenset(host for host in hosts if not host.startswith("."))
     suffixes = tuple(host for host in hosts if host.startswith("."))
+    from urllib.parse import urlsplit
 
     def is_allowed(url: str) -> bool:
         host = (urlsplit(url).hostname or "").lower()

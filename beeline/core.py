@@ -10,7 +10,7 @@ from typing import Any, Callable
 
 from beeline import config, propagation
 from beeline.aiotrace import AsyncioTracer
-from beeline.context import get_active
+from beeline.context import get_active, set_active
 from beeline.decorators import traced, traced_thread
 from beeline.internal import LOGGER_NAME
 from beeline.propagation import default
@@ -22,10 +22,11 @@ from beeline.trace import (
     SpanScope,
     SynchronousTracer,
     Tracer,
+    merge,
 )
 from beeline.version import VERSION
 from libhoney.client import DEFAULT_API_HOST, Client
-from libhoney.internal import get_logger, warn_once
+from libhoney.internal import get_logger
 
 USER_AGENT_ADDITION = f"beeline-python/{VERSION}"
 
@@ -34,21 +35,14 @@ def check_settings(settings: dict[str, Any]) -> None:
     """Raise ValueError, naming the setting, for what `Beeline` would refuse; make nothing."""
     from libhoney.transmission.queued import QueuedTransmission
 
-    mine = set(config.resolve.__kwdefaults__ or ())
-    names = set(Beeline.__init__.__annotations__)
-    hooks = {name: value for name, value in settings.items() if name.endswith("_hook")}
-    config.resolve(
-        get_logger(LOGGER_NAME),
-        hooks=hooks,
-        **{name: value for name, value in settings.items() if name in mine},
-    )
-    QueuedTransmission(
-        **{
-            name: value
-            for name, value in settings.items()
-            if name not in mine and name not in hooks and name in names
-        }
-    )
+    others = dict(settings)
+    hooks = {name: others.pop(name) for name in settings if name.endswith("_hook")}
+    ours = {
+        name: others.pop(name) for name in config.resolve.__kwdefaults__ or () if name in others
+    }
+    config.resolve(hooks=hooks, **ours)
+    if others.pop("transmission_impl", None) is None:
+        QueuedTransmission(**others)
 
 
 class Beeline:
@@ -84,7 +78,6 @@ class Beeline:
         self.debug = debug
         self._logger = get_logger(LOGGER_NAME, debug)
         self.settings = config.resolve(
-            self._logger,
             writekey=writekey,
             dataset=dataset,
             service_name=service_name,
@@ -100,6 +93,8 @@ class Beeline:
                 "http_trace_propagation_hook": http_trace_propagation_hook,
             },
         )
+        for complaint in self.settings.complaints:
+            self._logger.error("%s", complaint)
         propagation.propagate_dataset = self.settings.is_classic
         self.client = Client(
             writekey=self.settings.writekey,
@@ -133,7 +128,11 @@ class Beeline:
             http_trace_parser=http_trace_parser_hook,
             http_trace_propagation=http_trace_propagation_hook,
         )
-        self.log("initialized for service %s, %s", service_name, self.settings.api_host)
+        self.log(
+            "initialized for service %s, sending to %s",
+            self.settings.service_name,
+            self.settings.api_host,
+        )
 
     # The hooks are the tracer's; people read and set them here.
 
@@ -204,7 +203,9 @@ class Beeline:
 
     def new_event(self, data: Mapping[str, Any] | None = None, trace_name: str = "") -> None:
         """Start a span, or a trace where there is none. Old: use `tracer`."""
-        context = {**_mapping("new_event", data)}
+        context: dict[str, Any] = {}
+        if data is not None:
+            merge(context, data, "new_event")
         if trace_name:
             context["name"] = trace_name
         if get_active() is None:
@@ -229,7 +230,8 @@ class Beeline:
 
     def send_now(self, data: Mapping[str, Any]) -> None:
         """Send a lone event through the hooks. Old: use `client.new_event`."""
-        event = self.client.new_event(_mapping("send_now", data))
+        event = self.client.new_event()
+        merge(event.fields(), data, "send_now")
         self.tracer_impl.send_event(event)
 
     def get_responses_queue(self) -> queue.Queue[Any]:
@@ -241,16 +243,9 @@ class Beeline:
         return self.client.flush(timeout)
 
     def close(self, timeout: float = 10.0) -> bool:
-        """Flush, then end; True when all was answered in time."""
+        """Flush, then end, and leave the active trace; True when all was answered in time."""
+        set_active(None)
         return self.client.close(timeout)
-
-
-def _mapping(where: str, data: Any) -> Mapping[str, Any]:
-    if isinstance(data, Mapping):
-        return data
-    if data is not None:
-        warn_once(get_logger(LOGGER_NAME), where, "%s takes a dict, not %s", where, type(data))
-    return {}
 
 
 def _hostname() -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import inspect
+from contextlib import nullcontext
 from contextvars import copy_context
 from typing import Any, Callable, TypeVar
 
@@ -19,8 +18,11 @@ def traced(open_span: Callable[[], Any]) -> Callable[[F], F]:
     That is a context manager, or None for a call that is not traced. A generator's span lasts from
     its first step to its end, and is active only while the generator runs.
     """
+    import inspect
 
-    def decorate(fn: F) -> F:
+    def decorate(fn: Any) -> Any:
+        if isinstance(fn, (staticmethod, classmethod)):
+            return type(fn)(decorate(fn.__func__))
         if inspect.iscoroutinefunction(fn):
             wrapper = _traced_coroutine(fn, open_span)
         elif inspect.isasyncgenfunction(fn):
@@ -29,7 +31,7 @@ def traced(open_span: Callable[[], Any]) -> Callable[[F], F]:
             wrapper = _traced_generator(fn, open_span)
         else:
             wrapper = _traced_function(fn, open_span)
-        return functools.update_wrapper(wrapper, fn)  # type: ignore[return-value]
+        return functools.update_wrapper(wrapper, fn)
 
     return decorate
 
@@ -83,25 +85,28 @@ def _traced_generator(fn: Callable[..., Any], open_span: Callable[[], Any]) -> C
         suspended = _Suspended(scope)
         try:
             generator = fn(*args, **kwargs)
-            step: Callable[[], Any] = functools.partial(next, generator)
+            sent = thrown = None
             while True:
                 try:
                     with suspended:
-                        item = step()
+                        item = generator.send(sent) if thrown is None else generator.throw(thrown)
                 except StopIteration as stop:
                     result = stop.value
                     break
+                sent = thrown = None
                 try:
-                    step = functools.partial(generator.send, (yield item))
+                    sent = yield item
                 except GeneratorExit:
                     with suspended:
                         generator.close()
                     raise
-                except BaseException as thrown:
-                    step = functools.partial(generator.throw, thrown)
+                except BaseException as error:
+                    thrown = error
         except BaseException as error:
             suspended.finish(error)
             raise
+        finally:
+            thrown = None  # its traceback holds this frame
         suspended.finish(None)
         return result
 
@@ -112,27 +117,32 @@ def _traced_async_generator(
     fn: Callable[..., Any], open_span: Callable[[], Any]
 ) -> Callable[..., Any]:
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
-        suspended = _Suspended(open_span() or contextlib.nullcontext())
+        suspended = _Suspended(open_span() or nullcontext())
         try:
             generator = fn(*args, **kwargs)
-            step: Callable[[], Any] = generator.__anext__
+            sent = thrown = None
             while True:
                 try:
                     with suspended:
-                        item = await step()
+                        item = await (
+                            generator.asend(sent) if thrown is None else generator.athrow(thrown)
+                        )
                 except StopAsyncIteration:
                     break
+                sent = thrown = None
                 try:
-                    step = functools.partial(generator.asend, (yield item))
+                    sent = yield item
                 except GeneratorExit:
                     with suspended:
                         await generator.aclose()
                     raise
-                except BaseException as thrown:
-                    step = functools.partial(generator.athrow, thrown)
+                except BaseException as error:
+                    thrown = error
         except BaseException as error:
             suspended.finish(error)
             raise
+        finally:
+            thrown = None
         suspended.finish(None)
 
     return wrapper
@@ -157,6 +167,8 @@ def traced_thread(fn: F) -> F:
 
 def untraced(fn: F) -> F:
     """Run a function or coroutine function outside any trace."""
+    import inspect
+
     if inspect.iscoroutinefunction(fn):
 
         @functools.wraps(fn)

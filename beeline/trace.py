@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Mapping
-from datetime import datetime
-from typing import Any, Callable, Optional
+from time import perf_counter, time
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from beeline import propagation
 from beeline.context import activate, get_active, set_active
@@ -17,6 +16,9 @@ from beeline.propagation import PropagationContext, Request, honeycomb
 from libhoney import Client, Event
 from libhoney.internal import get_logger, warn_once
 from libhoney.transmission import lifecycle
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 SamplerHook = Callable[[dict[str, Any]], tuple[bool, int]]
 PresendHook = Callable[[dict[str, Any]], None]
@@ -32,15 +34,24 @@ _CARRIED = frozenset({"traceflags", "tracestate"})
 # Names that an upstream service cannot set here.
 _RESERVED_PREFIXES = ("trace.", "meta.", "service")
 _RESERVED_NAMES = frozenset({"name", "duration_ms", "type"})
-# Traces started inside unfinished ones that are remembered; a program that never finishes its
-# traces must not grow by each.
-_MAX_NESTED_TRACES = 100
+# Open spans around one another that are remembered: a program that never finishes its spans or
+# traces must not grow by each. No honest one nests deeper than Python's stack.
+_MAX_DEPTH = 2000
 
 _logger = get_logger(LOGGER_NAME)
-_rollup_lock = threading.Lock()
+_rollup_lock = threading.RLock()  # a destructor may add to a rollup while its thread does
 _NO_ID = "0" * 16
 _ids: list[str] = []
-lifecycle.on_fork(_ids.clear)
+
+
+def _start_afresh() -> None:
+    """Share neither ids nor a lock that may be held with a parent process."""
+    global _rollup_lock
+    _rollup_lock = threading.RLock()
+    _ids.clear()
+
+
+lifecycle.on_fork(_start_afresh)
 
 
 def generate_span_id() -> str:
@@ -74,7 +85,6 @@ class Trace:
         "_sampled",
         "carried",
         "dataset",
-        "depth",
         "fields",
         "id",
         "rollup_fields",
@@ -86,7 +96,6 @@ class Trace:
         self.fields: dict[str, Any] = {}
         self.carried: dict[str, Any] = {}
         self.rollup_fields: defaultdict[str, float] = defaultdict(float)
-        self.depth = 0
         self._leaf: Span | None = None
         self._sampled: tuple[int, bool] | None = None
 
@@ -109,7 +118,6 @@ class Trace:
         twin.fields = dict(self.fields)
         twin.carried = dict(self.carried)
         twin.rollup_fields = self.rollup_fields
-        twin.depth = self.depth
         active = get_active()
         twin._leaf = active if active is not None and active.trace is self else self._leaf
         return twin
@@ -128,10 +136,12 @@ class Trace:
 class SpanEvent(Event):
     """The event of a span; its dict of fields is used as it is."""
 
-    __slots__ = ()
+    __slots__ = ("_started",)
+
+    _started: float
 
     def __init__(self, client: Client, fields: dict[str, Any], dataset: str | None) -> None:
-        self._created = time.time()
+        self._created = time()
         self._data = fields
         self.metadata = None
         self.client = client
@@ -142,9 +152,20 @@ class SpanEvent(Event):
 
     @property
     def start_time(self) -> datetime:
-        """When the span started, local time."""
+        """When the span started, local time. Set, it moves the event and its duration."""
+        from datetime import datetime, timezone
+
         created = self._created
-        return datetime.fromtimestamp(created) if isinstance(created, float) else created
+        if isinstance(created, float):
+            return datetime.fromtimestamp(created)
+        if created.tzinfo is None:
+            created = created.replace(tzinfo=timezone.utc)
+        return created.astimezone().replace(tzinfo=None)
+
+    @start_time.setter
+    def start_time(self, value: datetime) -> None:
+        self._created = value.timestamp()
+        self._started = perf_counter() - (time() - self._created)
 
 
 class Span:
@@ -154,7 +175,7 @@ class Span:
         "__weakref__",
         "_is_root",
         "_rollup_fields",
-        "_started",
+        "depth",
         "event",
         "finished",
         "id",
@@ -169,22 +190,23 @@ class Span:
         trace_id: str,
         parent_id: str | None,
         id: str,
-        event: Event,
+        event: SpanEvent,
         is_root: bool = False,
         trace: Trace | None = None,
         previous: Span | None = None,
     ) -> None:
-        """Make a span; `previous` is the one that was active before it."""
+        """Make a span; `previous` is the one that is active again after it."""
         self.trace_id = trace_id
         self.parent_id = parent_id
         self.id = id
         self.event = event
         self.trace = trace if trace is not None else Trace(trace_id)
         self.previous = previous
+        self.depth: int = previous.depth + 1 if previous is not None else 0
         self.finished = False
         self._is_root = is_root
         self._rollup_fields: defaultdict[str, float] | None = None
-        self._started = time.perf_counter_ns()
+        event._started = perf_counter()
 
     @property
     def rollup_fields(self) -> defaultdict[str, float]:
@@ -199,18 +221,38 @@ class Span:
 
     def add_context(self, data: Mapping[str, Any]) -> None:
         """Add fields to this span; what is no mapping is left out and said in the log."""
-        try:
+        if type(data) is dict:
             self.event._data.update(data)
-        except (TypeError, ValueError):
-            warn_once(_logger, "add_context", "add_context takes a dict, not %s", type(data))
+        else:
+            merge(self.event._data, data, "add_context")
 
     def add_context_field(self, name: str, value: Any) -> None:
         """Add a field to this span."""
-        self.event._data[name] = value
+        try:
+            self.event._data[name] = value
+        except Exception:  # no name: it has no hash
+            _warn_of_name("add_context_field", name)
 
     def remove_context_field(self, name: str) -> None:
         """Remove a field from this span, if it is there."""
-        self.event._data.pop(name, None)
+        try:
+            self.event._data.pop(name, None)
+        except Exception:
+            _warn_of_name("remove_context_field", name)
+
+
+def merge(fields: dict[str, Any], data: Any, where: str) -> None:
+    """Add a user's mapping to fields; leave anything else out and say so in the log."""
+    try:
+        if not isinstance(data, Mapping):
+            raise TypeError(f"a dict is expected, not {type(data)}")
+        fields.update(data)
+    except Exception as error:  # a mapping of the user's own may do anything
+        warn_once(_logger, where, "%s: fields are left out: %r", where, error)
+
+
+def _warn_of_name(where: str, name: object) -> None:
+    warn_once(_logger, where, "%s takes a field's name, not %s", where, type(name))
 
 
 class SpanScope:
@@ -231,7 +273,7 @@ class SpanScope:
         if active is None or self._trace_id:
             span = self._tracer.start_trace({"name": self._name}, self._trace_id, self._parent_id)
         else:
-            parent_id = self._parent_id or active.id
+            parent_id = self._parent_id or active.id or None
             span = self._tracer._open(active.trace, parent_id, None, active, False)
             span.event._data["name"] = self._name
         self._span = span
@@ -247,8 +289,10 @@ class SpanScope:
             self._tracer.finish_span(span)
 
     def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function traced as `beeline.traced` does."""
-        return traced_impl(self._tracer, self._name, self._trace_id, self._parent_id)(fn)
+        """Return a function traced as `beeline.traced` does, by whichever Beeline there is then."""
+        import beeline
+
+        return beeline.traced(self._name, self._trace_id, self._parent_id)(fn)
 
 
 def record_exception(span: Span, error: BaseException) -> None:
@@ -319,13 +363,7 @@ class Tracer:
     def _open_root(
         self, trace: Trace, parent_id: str | None, context: Mapping[str, Any] | None
     ) -> Span:
-        previous = get_active()
-        if previous is not None:
-            trace.depth = previous.trace.depth + 1
-            if trace.depth > _MAX_NESTED_TRACES:
-                trace.depth = 0
-                previous = None
-        span = self._open(trace, parent_id or None, context, previous, True)
+        span = self._open(trace, parent_id or None, context, get_active(), True)
         span.event._data["meta.span_type"] = "subroot" if parent_id else "root"
         if self._client.debug:
             _logger.debug("trace %s started", trace.id)
@@ -343,7 +381,8 @@ class Tracer:
             if self._client.debug:
                 _logger.debug("start_span called without a trace: there is no span")
             return None
-        return self._open(active.trace, parent_id or active.id, context, active, is_root_span)
+        parent_id = parent_id or active.id or None
+        return self._open(active.trace, parent_id, context, active, is_root_span)
 
     def _open(
         self,
@@ -360,11 +399,16 @@ class Tracer:
             fields = Event(client=client)._data
         if trace.fields:
             fields.update(trace.fields)
-        if context:
-            try:
+        if context is not None:
+            if type(context) is dict:
                 fields.update(context)
-            except Exception:
-                warn_once(_logger, "context", "a span's context is a dict, not %s", type(context))
+            else:
+                merge(fields, context, "a span's context")
+        if previous is not None:
+            if previous.finished:
+                _forget_finished_around(previous)
+            if previous.depth >= _MAX_DEPTH:
+                previous = previous.previous
         span_id = generate_span_id()
         fields["trace.trace_id"] = trace.id
         fields["trace.parent_id"] = parent_id
@@ -380,7 +424,9 @@ class Tracer:
             return
         span.finished = True
         fields = span.event._data
-        fields["duration_ms"] = (time.perf_counter_ns() - span._started) / 1e6
+        event = span.event
+        fields = event._data
+        fields["duration_ms"] = (perf_counter() - event._started) * 1e3
         trace = span.trace
         if trace.fields:
             for name, value in trace.fields.copy().items():
@@ -388,15 +434,13 @@ class Tracer:
         if span._rollup_fields:
             fields.update(span._rollup_fields)
         if span._is_root and trace.rollup_fields:
-            with _rollup_lock:
-                fields.update(trace.rollup_fields)
-        if get_active() is span:
-            previous = span.previous
-            while previous is not None and previous.finished:
-                previous = previous.previous
-            set_active(previous)
+            fields.update(trace.rollup_fields)
+        active = get_active()
+        if active is span:
+            set_active(span.previous)
+        elif active is not None:
+            _step_out(active, span)
         # Sampler, then presend, then away.
-        event = span.event
         if self.sampler_hook is not None:
             if not self._keep(self.sampler_hook, event):
                 return
@@ -432,11 +476,12 @@ class Tracer:
     def _keep(self, hook: SamplerHook, event: Event) -> bool:
         try:
             keep, rate = hook(event._data)
-            keep = bool(keep)
-            if keep:
-                event.sample_rate = rate
-            return keep
+            if not keep:
+                return False
+            event.sample_rate = max(1, int(rate))
+            return True
         except Exception:
+            event.sample_rate = 1
             warn_once(
                 _logger, "sampler", "the sampler hook raised; the event is kept", exc_info=True
             )
@@ -487,14 +532,15 @@ class Tracer:
     @_trace.setter
     def _trace(self, trace: Trace | None) -> None:
         leaf = trace._leaf if trace is not None else None
-        if trace is not None and leaf is None:
-            leaf = Span(trace.id, None, generate_span_id(), Event(client=self._client), True, trace)
+        if trace is not None and (leaf is None or leaf.trace is not trace):
+            # A stand-in: a parent for spans here, while the span itself is sent elsewhere.
+            parent_id, id, event = (
+                (leaf.parent_id, leaf.id, leaf.event)
+                if leaf is not None
+                else (None, "", SpanEvent(self._client, {}, trace.dataset))
+            )
+            leaf = Span(trace.id, parent_id, id, event, False, trace)
             leaf.finished = True
-        elif trace is not None and leaf is not None and leaf.trace is not trace:
-            # A stand-in for the span in its first trace: a parent here, sent there.
-            twin = Span(trace.id, leaf.parent_id, leaf.id, leaf.event, leaf._is_root, trace)
-            twin.finished = True
-            leaf = twin
         activate(leaf)
 
     # Fields
@@ -503,10 +549,10 @@ class Tracer:
         """Add fields to the active span."""
         span = get_active()
         if span is not None:
-            try:
+            if type(data) is dict:
                 span.event._data.update(data)
-            except (TypeError, ValueError):
-                span.add_context(data)  # says so
+            else:
+                span.add_context(data)
 
     def add_context_field(self, name: str, value: Any) -> None:
         """Add a field to the active span."""
@@ -524,18 +570,24 @@ class Tracer:
         """Add a field, named `app.<name>`, to the active span and to what follows in the trace."""
         span = get_active()
         if span is not None:
-            key = _trace_field_name(name)
-            span.event._data[key] = value
-            span.trace.fields[key] = value
+            try:
+                key = _trace_field_name(name)
+                span.event._data[key] = value
+                span.trace.fields[key] = value
+            except Exception:
+                _warn_of_name("add_trace_field", name)
 
     def remove_trace_field(self, name: str) -> None:
         """Remove a trace field from the active span and from what follows in the trace."""
         span = get_active()
         if span is not None:
-            # One that came from upstream has kept its name.
-            key = name if name in span.trace.fields else _trace_field_name(name)
-            span.trace.fields.pop(key, None)
-            span.event._data.pop(key, None)
+            try:
+                # One that came from upstream has kept its name.
+                key = name if name in span.trace.fields else _trace_field_name(name)
+                span.trace.fields.pop(key, None)
+                span.event._data.pop(key, None)
+            except Exception:
+                _warn_of_name("remove_trace_field", name)
 
     def add_rollup_field(self, name: str, value: float) -> None:
         """Add a number to the active span's sum, and to the trace's sum on the root span."""
@@ -544,19 +596,23 @@ class Tracer:
             return
         try:
             number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            warn_once(
-                _logger, "add_rollup_field", "add_rollup_field takes a number, not %s", type(value)
-            )
-            return
-        with _rollup_lock:
-            span.rollup_fields[name] += number
-            span.trace.rollup_fields[f"rollup.{name}"] += number
+            with _rollup_lock:
+                span.rollup_fields[name] += number
+                span.trace.rollup_fields[f"rollup.{name}"] += number
+        except Exception as error:
+            warn_once(_logger, "add_rollup_field", "add_rollup_field: left out: %r", error)
 
     # Propagation
 
     def parse_http_trace(self, request: Request) -> PropagationContext | None:
         """Return the upstream context that the parser hook reads from a request."""
+        try:
+            return self._parse(request)
+        except Exception:
+            _warn_of_parser_hook()
+            return None
+
+    def _parse(self, request: Request) -> PropagationContext | None:
         hook = self.http_trace_parser_hook
         return hook(request) if hook is not None else None
 
@@ -564,19 +620,18 @@ class Tracer:
         self, context: Mapping[str, Any] | None, request: Request
     ) -> Span:
         """Start a trace that continues the one a request brings, if it brings one."""
-        error = upstream = None
+        trace = parent_id = error = None
         try:
-            upstream = self.parse_http_trace(request)
+            upstream = self._parse(request)
+            if upstream is not None and upstream.trace_id:
+                dataset = upstream.dataset if propagation.propagate_dataset else None
+                continued = Trace(str(upstream.trace_id), dataset or None)
+                self._take_over(continued, upstream.trace_fields)
+                trace, parent_id = continued, upstream.parent_id
         except Exception as raised:
             error = repr(type(raised))
-            warn_once(_logger, "parser hook", "the trace parser hook raised", exc_info=True)
-        if upstream is None or not upstream.trace_id:
-            span = self.start_trace(context)
-        else:
-            dataset = upstream.dataset if propagation.propagate_dataset else None
-            trace = Trace(str(upstream.trace_id), dataset or None)
-            self._take_over(trace, upstream.trace_fields)
-            span = self._open_root(trace, upstream.parent_id, context)
+            _warn_of_parser_hook()
+        span = self._open_root(trace or Trace(generate_trace_id()), parent_id, context)
         if error is not None:
             span.event._data["parser_hook_error"] = error
         return span
@@ -624,6 +679,35 @@ class Tracer:
         """Return the value of `X-Honeycomb-Trace` for the active span; None without one."""
         context = self.get_propagation_context()
         return honeycomb.marshal_propagation_context(context) if context is not None else None
+
+
+def _forget_finished_around(span: Span) -> None:
+    """Let go of the finished spans around a finished one.
+
+    Work that starts its successor from inside its span (a timer, a task) would chain them all.
+    """
+    around = span.previous
+    while around is not None and around.finished:
+        around = around.previous
+    span.previous = around
+    span.depth = around.depth + 1 if around is not None else 0
+
+
+def _step_out(active: Span, span: Span) -> None:
+    """Take a span that ended before those inside it out of what is active here."""
+    inner: Span | None = active
+    while inner is not None and inner.previous is not span:
+        inner = inner.previous
+    if inner is None:
+        return
+    inner.previous = span.previous
+    if active.finished:  # in another thread; now what was around it ended too
+        _forget_finished_around(active)
+        set_active(active.previous)
+
+
+def _warn_of_parser_hook() -> None:
+    warn_once(_logger, "parser hook", "the trace parser hook raised", exc_info=True)
 
 
 class SynchronousTracer(Tracer):

@@ -7,21 +7,22 @@ of trace fields. Every part is bounded, for anybody may send this header.
 from __future__ import annotations
 
 import binascii
-import json
 import logging
 import re
 from typing import Any, Optional
-from urllib.parse import quote, unquote
 
 from beeline import propagation
 from beeline.propagation import PropagationContext, Request
 
 HEADER = "X-Honeycomb-Trace"
 
-# Ours, for a header that no honest service outgrows: servers refuse headers of 8 to 16 KB.
+# Ours, for a header that no honest service outgrows.
 MAX_CONTEXT_BYTES = 8192
 MAX_FIELDS = 64
+# In base64, with the rest: below the 8190 bytes from which gunicorn and Apache refuse a request.
+MAX_SENT_CONTEXT_BYTES = 5000
 MAX_DATASET_LENGTH = 256
+_MAX_ENCODED_DATASET = 3 * MAX_DATASET_LENGTH
 _MAX_PAIRS = 16
 
 _ID = re.compile(r"[!-~]{1,128}")
@@ -59,8 +60,13 @@ def marshal_propagation_context(propagation_context: PropagationContext | None) 
     parent_id = _valid_id(propagation_context.parent_id)
     if trace_id is None or parent_id is None:
         return None
+    start = ""
     dataset = propagation_context.dataset
-    start = f"dataset={quote(str(dataset), safe='')}," if dataset and _datasets_travel() else ""
+    if dataset and _datasets_travel():
+        from urllib.parse import quote
+
+        encoded = quote(str(dataset), safe="", errors="replace")
+        start = f"dataset={encoded}," if len(encoded) <= _MAX_ENCODED_DATASET else ""
     context = binascii.b2a_base64(_fields_json(propagation_context.trace_fields), newline=False)
     return f"1;{start}trace_id={trace_id},parent_id={parent_id},context={context.decode()}"
 
@@ -87,7 +93,9 @@ def unmarshal_propagation_context_with_dataset(
     for pair in rest.split(",", _MAX_PAIRS)[:_MAX_PAIRS]:
         name, equals, value = pair.partition("=")
         if not equals:
-            return bad
+            if pair.strip():
+                return bad
+            continue
         pairs[name.strip()] = value.strip()
     fields: dict[str, Any] | None = {}
     if "context" in pairs:
@@ -96,9 +104,7 @@ def unmarshal_propagation_context_with_dataset(
             return bad
     dataset = None
     if "dataset" in pairs and _datasets_travel():
-        dataset = unquote(pairs["dataset"][: 3 * MAX_DATASET_LENGTH])[:MAX_DATASET_LENGTH] or None
-        if dataset is not None and not dataset.isprintable():
-            dataset = None
+        dataset = _read_dataset(pairs["dataset"])
     return _valid_id(pairs.get("trace_id")), _valid_id(pairs.get("parent_id")), fields, dataset
 
 
@@ -113,8 +119,21 @@ def _valid_id(value: Any) -> str | None:
     return text if _ID.fullmatch(text) and not _NO_ID.search(text) else None
 
 
+def _read_dataset(encoded: str) -> str | None:
+    from urllib.parse import unquote
+
+    if len(encoded) > 4 * _MAX_ENCODED_DATASET:
+        return None
+    dataset = unquote(encoded)
+    if 0 < len(dataset) <= MAX_DATASET_LENGTH and dataset.isprintable():
+        return dataset
+    return None
+
+
 def _read_fields(context: str) -> dict[str, Any] | None:
     """Return the fields in a base64 context, of either alphabet, padded or not; None if bad."""
+    import json
+
     encoded = context.rstrip("=").replace("-", "+").replace("_", "/")
     if len(encoded) * 3 // 4 > MAX_CONTEXT_BYTES:
         _logger.debug("trace context of more than %d bytes left out", MAX_CONTEXT_BYTES)
@@ -134,9 +153,14 @@ def _read_fields(context: str) -> dict[str, Any] | None:
 
 def _fields_json(fields: Any) -> bytes:
     r"""Return trace fields as JSON, non-ASCII as \u escapes (the JavaScript Beeline needs them)."""
+    import json
+
     try:
-        encoded = json.dumps(fields, default=str, allow_nan=False).encode("ascii")
-        if len(encoded) <= MAX_CONTEXT_BYTES and len(fields) <= MAX_FIELDS:
+        fields = dict(fields)
+        encoded = json.dumps(fields, default=str, allow_nan=False, separators=(",", ":")).encode(
+            "ascii"
+        )
+        if len(encoded) <= MAX_SENT_CONTEXT_BYTES and len(fields) <= MAX_FIELDS:
             return encoded
     except Exception:  # the values are the user's: anything may happen
         pass
@@ -145,17 +169,24 @@ def _fields_json(fields: Any) -> bytes:
 
 def _fields_json_one_by_one(fields: Any) -> bytes:
     """Return the fields that can be sent, as many as there is room for."""
+    import json
+
+    if not isinstance(fields, dict):
+        return b"{}"
     parts: list[str] = []
     size = 2
-    for name, value in list(fields.items()) if isinstance(fields, dict) else []:
+    for name, value in fields.items():
         try:
-            part = f"{json.dumps(str(name))}: {json.dumps(value, default=str, allow_nan=False)}"
-        except Exception:
+            key = json.dumps(str(name))
             try:
-                part = f"{json.dumps(str(name))}: {json.dumps(str(value))}"
+                part = f"{key}:{json.dumps(value, default=str, allow_nan=False)}"
             except Exception:
-                continue
-        if size + len(part) + 2 <= MAX_CONTEXT_BYTES and len(parts) < MAX_FIELDS:
+                part = f"{key}:{json.dumps(str(value))}"
+        except Exception:
+            continue
+        if size + len(part) + 1 <= MAX_SENT_CONTEXT_BYTES and len(parts) < MAX_FIELDS:
             parts.append(part)
-            size += len(part) + 2
-    return ("{" + ", ".join(parts) + "}").encode("ascii")
+            size += len(part) + 1
+    if len(parts) < len(fields):
+        _logger.debug("trace fields without room in %s left out", HEADER)
+    return ("{" + ",".join(parts) + "}").encode("ascii")

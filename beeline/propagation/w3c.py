@@ -15,8 +15,8 @@ _PARENT_ID = re.compile(r"(?!0{16})[0-9a-f]{16}")
 _FLAGS = re.compile(r"[0-9a-f]{2}")
 # Control characters would let a field become another header; a tab may stand in one.
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-# Ours; the standard asks that 512 characters be carried.
-MAX_TRACESTATE_LENGTH = 8192
+# Ours; the standard asks that 512 characters be carried, and servers refuse lines of 8190 bytes.
+MAX_TRACESTATE_LENGTH = 8000
 
 
 def http_trace_parser_hook(request: Request) -> PropagationContext | None:
@@ -28,7 +28,7 @@ def http_trace_parser_hook(request: Request) -> PropagationContext | None:
     trace_id, parent_id, flags = parts
     fields: dict[str, Any] = {"traceflags": flags}
     state = request.header("tracestate")
-    if state:
+    if state and len(state) <= MAX_TRACESTATE_LENGTH:
         fields["tracestate"] = unmarshal_tracestate(state)
     return PropagationContext(trace_id, parent_id, fields)
 
@@ -66,9 +66,13 @@ def marshal_tracestate(propagation_context: PropagationContext | None) -> str | 
     if propagation_context is None:
         return None
     state = propagation_context.trace_fields.get("tracestate")
-    if not isinstance(state, str) or not state or _CONTROL.search(state):
+    if not isinstance(state, str) or len(state) > MAX_TRACESTATE_LENGTH or _CONTROL.search(state):
         return None
-    return state if len(state) <= MAX_TRACESTATE_LENGTH else None
+    try:
+        state.encode("latin-1")  # HTTP clients raise for anything else
+    except UnicodeEncodeError:
+        return None
+    return state.strip(" \t") or None
 
 
 def unmarshal_traceparent(header: str) -> tuple[str, str, str] | None:

@@ -34,6 +34,23 @@ def _eleven(number):
 # A span has nine fields of its own: with eleven more it has 20, and about 750 bytes of JSON.
 ELEVEN = [_eleven(number) for number in range(1, 500)]
 
+# The same as a whole event, without a tracer.
+TWENTY = [
+    {
+        "service_name": SERVICE,
+        "service.name": SERVICE,
+        "meta.beeline_version": "4.0.0",
+        "meta.local_hostname": "web-7f9c",
+        "name": "child",
+        "trace.trace_id": f"{number * 0x9E3779B97F4A7C15F39CC0605CEDC834:032x}"[-32:],
+        "trace.parent_id": f"{number * 0x9E3779B97F4A7C15:016x}"[-16:],
+        "trace.span_id": f"{number * 0xC2B2AE3D27D4EB4F:016x}"[-16:],
+        "duration_ms": number * 0.01171875,
+        **fields,
+    }
+    for number, fields in enumerate(ELEVEN, 1)
+]
+
 
 class Discard:
     """A transmission that does nothing."""

@@ -1,0 +1,157 @@
+"""Before `init` and after `close`, every call is a harmless no-op."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Callable
+
+import pytest
+
+import beeline
+from beeline.propagation import DictRequest
+
+from .conftest import Application
+
+
+def _check_that_nothing_happens() -> None:
+    assert beeline.get_beeline() is None
+    assert beeline.get_responses_queue() is None
+    assert beeline.start_trace({"name": "x"}, trace_id="t", parent_span_id="p") is None
+    assert beeline.start_span({"name": "x"}, parent_id="p") is None
+    request = DictRequest({"X-Honeycomb-Trace": "1;trace_id=a,parent_id=b"})
+    assert beeline.propagate_and_start_trace({}, request) is None
+    assert beeline.http_trace_parser_hook(request) is None
+    assert beeline.http_trace_propagation_hook() is None
+    assert beeline.marshal_trace_context() is None
+    calls: list[Callable[[], Any]] = [
+        lambda: beeline.finish_trace(None),
+        lambda: beeline.finish_span(None),
+        lambda: beeline.add_context({"a": 1}),
+        lambda: beeline.add_context_field("a", 1),
+        lambda: beeline.remove_context_field("a"),
+        lambda: beeline.add_trace_field("a", 1),
+        lambda: beeline.remove_trace_field("a"),
+        lambda: beeline.add_rollup_field("a", 1),
+        lambda: beeline.new_event({"a": 1}, "name"),
+        lambda: beeline.new_event(),
+        beeline.send_event,
+        beeline.send_all,
+        lambda: beeline.send_now({"a": 1}),
+        lambda: beeline.add_field("a", 1),
+        lambda: beeline.add({"a": 1}),
+        lambda: beeline.internal.log("text %s", 1),
+        beeline.internal.send_event,
+        beeline.internal.send_all,
+    ]
+    for call in calls:
+        assert call() is None
+    with beeline.tracer("x", trace_id="t", parent_id="p") as span:
+        assert span is None
+    assert beeline.flush() is True
+    assert beeline.close() is True
+    assert beeline.close() is True
+
+
+def _check_that_decorated_functions_run() -> None:
+    @beeline.traced("x")
+    def function(a: int, b: int = 2) -> int:
+        """Add."""
+        return a + b
+
+    @beeline.traced("x")
+    def generator() -> Any:
+        got = yield 1
+        yield got
+        return 3
+
+    @beeline.traced("x")
+    async def coroutine() -> int:
+        return 4
+
+    @beeline.traced("x")
+    async def async_generator() -> Any:
+        got = yield 1
+        yield got
+
+    @beeline.tracer("x")
+    def by_tracer() -> int:
+        return 5
+
+    async def read() -> list[int]:
+        steps = async_generator()
+        return [await steps.__anext__(), await steps.asend(6)]
+
+    assert function(1, b=3) == 4
+    assert (function.__name__, function.__doc__) == ("function", "Add.")
+    steps = generator()
+    assert (next(steps), steps.send(2)) == (1, 2)
+    with pytest.raises(StopIteration) as stop:
+        next(steps)
+    assert stop.value.value == 3
+    assert asyncio.run(coroutine()) == 4
+    assert by_tracer() == 5
+    assert asyncio.run(read()) == [1, 6]
+    assert beeline.traced_thread(function)(1) == 3
+    assert beeline.untraced(function)(1) == 3
+    assert asyncio.run(beeline.untraced(coroutine)()) == 4
+
+
+def test_nothing_happens_before_init() -> None:
+    """Every function returns None and does nothing; `tracer` is an empty context manager."""
+    _check_that_nothing_happens()
+    _check_that_nothing_happens()
+
+
+def test_decorated_functions_run_before_init() -> None:
+    """A decorated function does what it does undecorated."""
+    _check_that_decorated_functions_run()
+
+
+def test_nothing_happens_after_close(app: Application) -> None:
+    """After `close` all is as before `init`; what was sent before has arrived."""
+    with beeline.tracer("before"):
+        pass
+    assert beeline.close() is True
+    _check_that_nothing_happens()
+    _check_that_decorated_functions_run()
+    _check_that_nothing_happens()
+    assert [event.data["name"] for event in app.receiver.events] == ["before"]
+
+
+def test_closing_inside_a_span_does_not_reach_the_caller(app: Application) -> None:
+    """A span that is open at `close` ends quietly; so do calls inside it."""
+    with beeline.tracer("open"):
+        beeline.close()
+        beeline.add_context({"a": 1})
+        with beeline.tracer("none") as span:
+            assert span is None
+
+
+def test_close_leaves_the_trace(application: Application) -> None:
+    """A trace that was left open does not go on in what is traced after the next `init`."""
+    application.init()
+    beeline.start_trace({"name": "left open"})
+    beeline.close()
+    application.init()
+    with beeline.tracer("fresh"):
+        pass
+    assert application.one("fresh")["trace.parent_id"] is None
+
+
+def test_a_trace_can_be_traced_after_a_second_init(application: Application) -> None:
+    """`init` after `close` starts afresh."""
+    for name in ("first", "second"):
+        application.init()
+        with beeline.tracer(name):
+            pass
+        beeline.close()
+    assert [event.data["name"] for event in application.receiver.events] == ["first", "second"]
+
+
+def test_exceptions_pass_before_init() -> None:
+    """An exception inside an empty `tracer`, or a decorated function, is the caller's."""
+    with pytest.raises(KeyError):
+        with beeline.tracer("x"):
+            raise KeyError("mine")
+    with pytest.raises(KeyError):
+        beeline.traced("x")({}.__getitem__)("mine")

@@ -1,0 +1,173 @@
+"""The names and signatures that applications import."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+
+import beeline
+import beeline.aiotrace
+import beeline.internal
+import beeline.propagation
+import beeline.trace
+import beeline.version
+from beeline.propagation import default, honeycomb, w3c
+
+
+def _parameters(function: Any) -> str:
+    """Return names and defaults, without annotations."""
+    plain = [
+        parameter.replace(annotation=inspect.Parameter.empty)
+        for parameter in inspect.signature(function).parameters.values()
+    ]
+    return str(inspect.Signature(plain))
+
+
+def test_all_is_sorted_and_complete() -> None:
+    """`from beeline import *` gives the public functions, and every name in it exists."""
+    assert beeline.__all__ == sorted(beeline.__all__)
+    assert all(hasattr(beeline, name) for name in beeline.__all__)
+    assert set(beeline.__all__) == {
+        *("USER_AGENT_ADDITION", "VERSION", "AsyncioTracer", "Beeline", "SynchronousTracer"),
+        *("add", "add_context", "add_context_field", "add_field", "add_rollup_field"),
+        *("add_trace_field", "close", "finish_span", "finish_trace", "flush", "get_beeline"),
+        *("get_responses_queue", "http_trace_parser_hook", "http_trace_propagation_hook", "init"),
+        *("marshal_trace_context", "new_event", "propagate_and_start_trace"),
+        *("remove_context_field", "remove_trace_field", "send_all", "send_event", "send_now"),
+        *("start_span", "start_trace", "traced", "traced_thread", "tracer", "untraced"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("get_beeline", "()"),
+        ("close", "(timeout=10.0)"),
+        ("flush", "(timeout=10.0)"),
+        ("start_trace", "(context=None, trace_id=None, parent_span_id=None)"),
+        ("finish_trace", "(span)"),
+        ("start_span", "(context=None, parent_id=None)"),
+        ("finish_span", "(span)"),
+        ("tracer", "(name, trace_id=None, parent_id=None)"),
+        ("traced", "(name, trace_id=None, parent_id=None)"),
+        ("traced_thread", "(fn)"),
+        ("untraced", "(fn)"),
+        ("add_context", "(data)"),
+        ("add_context_field", "(name, value)"),
+        ("remove_context_field", "(name)"),
+        ("add_trace_field", "(name, value)"),
+        ("remove_trace_field", "(name)"),
+        ("add_rollup_field", "(name, value)"),
+        ("propagate_and_start_trace", "(context, request)"),
+        ("http_trace_parser_hook", "(headers)"),
+        ("http_trace_propagation_hook", "()"),
+        ("marshal_trace_context", "()"),
+        ("send_now", "(data)"),
+        ("add", "(data)"),
+        ("add_field", "(name, value)"),
+        ("new_event", "(data=None, trace_name='')"),
+        ("send_event", "()"),
+        ("send_all", "()"),
+        ("get_responses_queue", "()"),
+    ],
+)
+def test_signature(name: str, parameters: str) -> None:
+    """Each public function takes what it has always taken."""
+    assert _parameters(getattr(beeline, name)) == parameters
+
+
+def test_signature_of_init() -> None:
+    """`init` takes its old arguments in their old order; what is new is keyword-only."""
+    assert _parameters(beeline.init) == (
+        "(writekey='', dataset='', service_name='', tracer=None, sample_rate=1, "
+        "api_host='https://api.honeycomb.io', transmission_impl=None, sampler_hook=None, "
+        "presend_hook=None, debug=False, *args, enabled=True, **kwargs)"
+    )
+
+
+def test_beeline_has_what_users_touch(app: Any) -> None:
+    """The object behind `init` has its documented attributes and methods."""
+    current = beeline.get_beeline()
+    for name in (
+        *("client", "tracer_impl", "sampler_hook", "presend_hook", "http_trace_parser_hook"),
+        *("http_trace_propagation_hook", "send_now", "add_field", "add", "tracer", "new_event"),
+        *("send_event", "send_all", "traced", "traced_thread", "log", "get_responses_queue"),
+        "close",
+    ):
+        assert hasattr(current, name), name
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("start_trace", "(self, context=None, trace_id=None, parent_span_id=None, dataset=None)"),
+        ("start_span", "(self, context=None, parent_id=None, is_root_span=False)"),
+        ("get_active_span", "(self)"),
+        ("get_active_trace_id", "(self)"),
+        ("get_propagation_context", "(self)"),
+        ("propagate_and_start_trace", "(self, context, request)"),
+        ("parse_http_trace", "(self, request)"),
+        ("add_context", "(self, data)"),
+        ("add_context_field", "(self, name, value)"),
+        ("remove_context_field", "(self, name)"),
+        ("add_trace_field", "(self, name, value)"),
+        ("remove_trace_field", "(self, name)"),
+        ("add_rollup_field", "(self, name, value)"),
+        ("marshal_trace_context", "(self)"),
+        (
+            "register_hooks",
+            "(self, presend=None, sampler=None, http_trace_parser=None, "
+            "http_trace_propagation=None)",
+        ),
+    ],
+)
+def test_signature_of_tracer(name: str, parameters: str) -> None:
+    """The tracer's methods take what they have always taken."""
+    assert _parameters(getattr(beeline.trace.Tracer, name)) == parameters
+
+
+def test_modules_keep_their_names() -> None:
+    """People import these names from the modules behind the functions."""
+    for module, names in (
+        (
+            beeline.trace,
+            "Trace Span Tracer SynchronousTracer _should_sample generate_span_id "
+            "generate_trace_id marshal_trace_context unmarshal_trace_context traced_impl",
+        ),
+        (beeline.aiotrace, "AsyncioTracer traced_impl untraced"),
+        (beeline.internal, "send_event send_all log stringify_exception"),
+        (beeline.version, "VERSION"),
+        (beeline.propagation, "PropagationContext Request DictRequest propagate_dataset"),
+        (
+            honeycomb,
+            "http_trace_parser_hook http_trace_propagation_hook marshal_propagation_context "
+            "unmarshal_propagation_context unmarshal_propagation_context_with_dataset",
+        ),
+        (
+            w3c,
+            "http_trace_parser_hook http_trace_propagation_hook marshal_traceparent "
+            "marshal_tracestate unmarshal_traceparent unmarshal_tracestate",
+        ),
+        (default, "http_trace_parser_hook http_trace_propagation_hook"),
+    ):
+        for name in names.split():
+            assert hasattr(module, name), f"{module.__name__}.{name}"
+
+
+def test_span_keeps_its_surface(app: Any) -> None:
+    """A span has ids, its event and rollups, and says whether it is a root."""
+    with beeline.tracer("root") as root:
+        with beeline.tracer("child") as child:
+            assert child.trace_id == root.trace_id
+            assert child.parent_id == root.id
+            assert (root.is_root(), child.is_root()) == (True, False)
+            assert child.rollup_fields == {}
+            assert child.event.fields()["name"] == "child"
+            child.add_context({"a": 1, "b": 2})
+            child.add_context_field("c", 3)
+            child.remove_context_field("b")
+    fields = app.one("child")
+    assert (fields["a"], fields["c"]) == (1, 3)
+    assert "b" not in fields

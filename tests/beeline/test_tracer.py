@@ -1,0 +1,199 @@
+"""`with beeline.tracer(...)`: spans, new traces, exceptions."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+import beeline
+
+from .conftest import Application
+
+
+def test_without_a_trace_it_starts_one(app: Application) -> None:
+    """The first `tracer` is a root, those inside are its children; it gives the span."""
+    with beeline.tracer("root") as root:
+        assert root.is_root()
+        with beeline.tracer(name="child") as child:
+            assert child.parent_id == root.id
+            beeline.add_context({"a": 1})
+            beeline.add_context_field("b", 2)
+    assert app.names() == ["child", "root"]
+    assert app.parent_of("child") == "root"
+    assert (app.one("child")["a"], app.one("child")["b"]) == (1, 2)
+    assert app.one("root")["trace.parent_id"] is None
+    assert app.one("root")["meta.span_type"] == "root"
+
+
+def test_with_a_trace_id_it_starts_a_trace(app: Application) -> None:
+    """With `trace_id` there is a new trace, also inside another, which goes on after it."""
+    with beeline.tracer("outer") as outer:
+        with beeline.tracer("inner", trace_id="t", parent_id="p"):
+            pass
+        with beeline.tracer("child"):
+            pass
+    fields = app.one("inner")
+    assert (fields["trace.trace_id"], fields["trace.parent_id"]) == ("t", "p")
+    assert fields["meta.span_type"] == "subroot"
+    assert app.one("child")["trace.parent_id"] == outer.id
+
+
+def test_with_a_parent_id_it_has_another_parent(app: Application) -> None:
+    """`parent_id` alone names the parent within the current trace."""
+    with beeline.tracer("root") as root:
+        with beeline.tracer("child", parent_id="p"):
+            pass
+    fields = app.one("child")
+    assert (fields["trace.trace_id"], fields["trace.parent_id"]) == (root.trace_id, "p")
+
+
+def test_the_tracer_object_is_callable(app: Application) -> None:
+    """`get_beeline().tracer_impl(name)` and `.tracer(name)` are the same."""
+    current = beeline.get_beeline()
+    assert current is not None
+    with current.tracer_impl("a"), current.tracer("b"):
+        pass
+    assert app.names() == ["b", "a"]
+
+
+def test_as_a_decorator(app: Application) -> None:
+    """`@beeline.tracer(name)` gives each call a span."""
+
+    @beeline.tracer("decorated")
+    def double(number: int) -> int:
+        return 2 * number
+
+    assert (double(2), double(3)) == (4, 6)
+    assert app.names() == ["decorated"] * 2
+    assert len(app.receiver.traces()) == 2
+
+
+def test_as_a_decorator_before_init(application: Application) -> None:
+    """`@beeline.tracer(name)` over a function that is imported before `init` works after it,
+    and after another `init`."""
+
+    @beeline.tracer("decorated")
+    def function() -> int:
+        return 1
+
+    for _ in range(2):
+        application.init()
+        assert function() == 1
+        beeline.close()
+    assert len(application.receiver.events) == 2
+
+
+class _Odd(Exception):
+    """An exception that cannot be turned into text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("boo"), KeyboardInterrupt("stop"), SystemExit(3), asyncio.CancelledError(), _Odd()],
+    ids=lambda error: type(error).__name__,
+)
+def test_exception_is_recorded_and_goes_on(app: Application, error: BaseException) -> None:
+    """An exception of any kind is on the spans that it left, and reaches the caller."""
+
+    def fail() -> None:
+        with beeline.tracer("root"), beeline.tracer("child"):
+            raise error
+
+    with pytest.raises(type(error)) as raised:
+        fail()
+    assert raised.value is error
+    for name in ("root", "child"):
+        fields = app.one(name)
+        assert fields["app.exception_type"] == str(type(error))
+        text = "unable to decode exception" if isinstance(error, _Odd) else str(error)
+        assert fields["app.exception_string"] == text
+        assert "raise error" in fields["app.exception_stacktrace"]
+
+
+def test_no_error_fields_without_an_exception(app: Application) -> None:
+    """A span that ended well has no `app.exception_*`."""
+    with beeline.tracer("root"):
+        with pytest.raises(ValueError):
+            with beeline.tracer("child"):
+                raise ValueError("handled outside the child")
+    assert not [name for name in app.one("root") if name.startswith("app.")]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: beeline.add_context({"a", "b"}),
+        lambda: beeline.add_context({"ab", "cd"}),
+        lambda: beeline.add_context([("a", 1)]),
+        lambda: beeline.add_context(None),
+        lambda: beeline.add_context("text"),
+        lambda: beeline.add_context(5),
+        lambda: beeline.add_context_field([], 1),
+        lambda: beeline.add_context_field({}, {}),
+        lambda: beeline.remove_context_field([]),
+        lambda: beeline.remove_context_field("absent"),
+        lambda: beeline.add_trace_field(_Unprintable(), 1),
+        lambda: beeline.remove_trace_field("absent"),
+        lambda: beeline.remove_trace_field([]),
+        lambda: beeline.add_rollup_field("x", "abc"),
+        lambda: beeline.add_rollup_field("x", None),
+        lambda: beeline.add_rollup_field("x", 10**400),
+        lambda: beeline.add_rollup_field([], 1),
+        lambda: beeline.add_rollup_field("x", _Unprintable()),
+        lambda: beeline.new_event(["a"]),
+        lambda: beeline.new_event(trace_name="x"),
+        lambda: beeline.send_now({"a", "b"}),
+        lambda: beeline.send_now(None),
+        lambda: beeline.add({"a", "b"}),
+        lambda: beeline.add_field([], 1),
+        lambda: beeline.start_span({"a", "b"}),
+        lambda: beeline.start_span("text"),
+        lambda: beeline.start_trace(["a"]),
+    ],
+)
+def test_bad_data_never_raises(
+    app: Application, call: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Data that makes no sense is left out, said once at most; the span is sent all the same."""
+    with beeline.tracer("root"):
+        for _ in range(3):
+            call()
+    assert "root" in app.names()
+    warnings = [r for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warnings) <= 1
+
+
+def test_bad_context_is_said(app: Application, caplog: pytest.LogCaptureFixture) -> None:
+    """What was left out is said as a warning, the first time."""
+    with beeline.tracer("root"):
+        for _ in range(3):
+            beeline.add_context({"ab", "cd"})
+    assert "a" not in app.one("root")
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+    assert "add_context" in caplog.text
+
+
+class _Unprintable:
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    def __float__(self) -> float:
+        raise RuntimeError("no number")
+
+
+def test_any_name_and_value_is_sent(app: Application) -> None:
+    """Values without a JSON form are sent as text, and spoil nothing else."""
+    circular: list[Any] = []
+    circular.append(circular)
+    with beeline.tracer("root"):
+        beeline.add_context({"set": {1}, "odd": _Unprintable(), "circular": circular, 5: "five"})
+        beeline.add_context_field("nan", float("nan"))
+    fields = app.one("root")
+    assert fields["nan"] is None
+    assert fields["set"] == "{1}"
+    assert isinstance(fields["odd"], str)
