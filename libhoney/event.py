@@ -63,17 +63,21 @@ class Event:
             self.dataset = client.dataset
             self.api_host = client.api_host
             self.sample_rate = client.sample_rate
-            self._data.update(client.fields._data)
-            _evaluate(client.fields._dyn_fields, self._data)
+            self._take(client.fields)
         else:
             self.writekey = self.dataset = self.api_host = ""
             self.sample_rate = 1
         if fields is not None:
-            self._data.update(fields._data)
-            _evaluate(fields._dyn_fields, self._data)
+            self._take(fields)
         if data:
             self.add(data)
-        _evaluate(dyn_fields, self._data)
+        if dyn_fields:
+            _evaluate(dyn_fields, self._data)
+
+    def _take(self, fields: FieldHolder) -> None:
+        self._data.update(fields._data)
+        if fields._dyn_fields:
+            _evaluate(fields._dyn_fields, self._data)
 
     @property
     def created_at(self) -> datetime:
@@ -97,7 +101,7 @@ class Event:
 
     def add(self, data: Mapping[str, Any]) -> None:
         """Set many fields. Raises TypeError unless `data` is a mapping."""
-        if not isinstance(data, Mapping):
+        if type(data) is not dict and not isinstance(data, Mapping):
             raise TypeError("add requires a dict-like argument")
         self._data.update(data)
 

@@ -77,15 +77,13 @@ def _whole_rate(rate: Any) -> int:
 
 if orjson is not None:
     _OPTIONS = orjson.OPT_UTC_Z
-
-    def _fast_dumps(value: Any) -> bytes:
-        return orjson.dumps(value, option=_OPTIONS)
-
+    _fast_dumps: Callable[..., bytes] = orjson.dumps
     loads: Callable[[bytes], Any] = orjson.loads
 
 else:
+    _OPTIONS = 0
 
-    def _fast_dumps(value: Any) -> bytes:
+    def _fast_dumps(value: Any, default: Any, option: int) -> bytes:
         return _dumps(value)
 
     loads = json.loads
@@ -115,12 +113,12 @@ def _encode(whole: dict[str, Any]) -> bytes:
         if not _SCALARS.issuperset(map(type, data.values())):
             data = {name: _plain(value, ()) for name, value in data.items()}
             whole = {**whole, "data": data}
-        return _fast_dumps(whole)
+        return _fast_dumps(whole, None, _OPTIONS)
     except _REFUSED:
         pass
     whole = {**whole, "data": _clean(data)}
     try:
-        return _fast_dumps(whole)
+        return _fast_dumps(whole, None, _OPTIONS)
     except _REFUSED:
         pass
     try:
