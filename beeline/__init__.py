@@ -8,18 +8,25 @@ here does nothing.
 from __future__ import annotations
 
 import os
-import queue
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from typing import Any, Callable, TypeVar
 
-from beeline import config, core, decorators
+from beeline import core, decorators
 from beeline.aiotrace import AsyncioTracer
 from beeline.core import USER_AGENT_ADDITION, Beeline
-from beeline.propagation import Request
-from beeline.trace import PresendHook, SamplerHook, Span, SpanScope, SynchronousTracer
+from beeline.trace import Span, SpanScope, SynchronousTracer
 from beeline.version import VERSION
 from libhoney.client import DEFAULT_API_HOST
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import queue
+    from contextlib import AbstractContextManager
+    from typing import Any, Callable, TypeVar
+
+    from beeline.propagation import Request
+    from beeline.trace import PresendHook, SamplerHook
+
+    F = TypeVar("F", bound=Callable[..., Any])
 
 __all__ = [
     "AsyncioTracer",
@@ -57,8 +64,6 @@ __all__ = [
     "tracer",
     "untraced",
 ]
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 _GBL: Beeline | None = None
 _INITPID: int | None = None
@@ -118,6 +123,8 @@ def init(
         debug=debug,
         **kwargs,
     )
+    from beeline import config
+
     if not enabled or config.disabled():
         core.check_settings(settings)
         return

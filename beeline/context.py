@@ -7,8 +7,8 @@ they change stays with them.
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from beeline.trace import Span
 

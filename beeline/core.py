@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import os
-import queue
 import sys
 from collections.abc import Mapping
-from typing import Any, Callable
 
-from beeline import config, propagation
+from beeline import propagation
 from beeline.aiotrace import AsyncioTracer
 from beeline.context import get_active, set_active
 from beeline.decorators import traced, traced_thread
 from beeline.internal import LOGGER_NAME
 from beeline.propagation import default
-from beeline.trace import (
-    ParserHook,
-    PresendHook,
-    PropagationHook,
-    SamplerHook,
-    SpanScope,
-    SynchronousTracer,
-    Tracer,
-    merge,
-)
+from beeline.trace import SpanScope, SynchronousTracer, Tracer, merge
 from beeline.version import VERSION
 from libhoney.client import DEFAULT_API_HOST, Client
 from libhoney.internal import get_logger
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import queue
+    from typing import Any, Callable
+
+    from beeline.config import PropagateTo
+    from beeline.trace import ParserHook, PresendHook, PropagationHook, SamplerHook
 
 USER_AGENT_ADDITION = f"beeline-python/{VERSION}"
 
 
 def check_settings(settings: dict[str, Any]) -> None:
     """Raise ValueError, naming the setting, for what `Beeline` would refuse; make nothing."""
+    from beeline import config
     from libhoney.transmission.queued import QueuedTransmission
 
     others = dict(settings)
@@ -71,10 +69,12 @@ class Beeline:
         http_trace_propagation_hook: PropagationHook | None = default.http_trace_propagation_hook,
         debug: bool = False,
         *,
-        propagate_to: config.PropagateTo = None,
+        propagate_to: PropagateTo = None,
         db_query_args: bool = True,
         **transmission_settings: Any,
     ) -> None:
+        from beeline import config
+
         self.debug = debug
         self._logger = get_logger(LOGGER_NAME, debug)
         self.settings = config.resolve(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 from contextlib import nullcontext
 from contextvars import copy_context
-from typing import Any, Callable, TypeVar
 
 from beeline.context import Held, activate, get_active
 
-F = TypeVar("F", bound=Callable[..., Any])
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, TypeVar
+
+    F = TypeVar("F", bound=Callable[..., Any])
 
 
 def traced(open_span: Callable[[], Any]) -> Callable[[F], F]:

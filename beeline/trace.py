@@ -7,7 +7,6 @@ import threading
 from collections import defaultdict
 from collections.abc import Mapping
 from time import perf_counter, time
-from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from beeline import propagation
 from beeline.context import activate, get_active, set_active
@@ -17,13 +16,15 @@ from libhoney import Client, Event
 from libhoney.internal import get_logger, warn_once
 from libhoney.transmission import lifecycle
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from datetime import datetime
+    from typing import Any, Callable, Optional
 
-SamplerHook = Callable[[dict[str, Any]], tuple[bool, int]]
-PresendHook = Callable[[dict[str, Any]], None]
-ParserHook = Callable[[Request], Optional[PropagationContext]]
-PropagationHook = Callable[[PropagationContext], Optional[dict[str, str]]]
+    SamplerHook = Callable[[dict[str, Any]], tuple[bool, int]]
+    PresendHook = Callable[[dict[str, Any]], None]
+    ParserHook = Callable[[Request], Optional[PropagationContext]]
+    PropagationHook = Callable[[PropagationContext], Optional[dict[str, str]]]
 
 SPAN_ID_BYTES = 8
 TRACE_ID_BYTES = 16
@@ -38,7 +39,6 @@ _RESERVED_NAMES = frozenset({"name", "duration_ms", "type"})
 # traces must not grow by each. No honest one nests deeper than Python's stack.
 _MAX_DEPTH = 2000
 
-_logger = get_logger(LOGGER_NAME)
 _rollup_lock = threading.RLock()  # a destructor may add to a rollup while its thread does
 _NO_ID = "0" * 16
 _ids: list[str] = []
@@ -248,11 +248,11 @@ def merge(fields: dict[str, Any], data: Any, where: str) -> None:
             raise TypeError(f"a dict is expected, not {type(data)}")
         fields.update(data)
     except Exception as error:  # a mapping of the user's own may do anything
-        warn_once(_logger, where, "%s: fields are left out: %r", where, error)
+        warn_once(LOGGER_NAME, where, "%s: fields are left out: %r", where, error)
 
 
 def _warn_of_name(where: str, name: object) -> None:
-    warn_once(_logger, where, "%s takes a field's name, not %s", where, type(name))
+    warn_once(LOGGER_NAME, where, "%s takes a field's name, not %s", where, type(name))
 
 
 class SpanScope:
@@ -366,7 +366,7 @@ class Tracer:
         span = self._open(trace, parent_id or None, context, get_active(), True)
         span.event._data["meta.span_type"] = "subroot" if parent_id else "root"
         if self._client.debug:
-            _logger.debug("trace %s started", trace.id)
+            get_logger(LOGGER_NAME).debug("trace %s started", trace.id)
         return span
 
     def start_span(
@@ -379,7 +379,7 @@ class Tracer:
         active = get_active()
         if active is None:
             if self._client.debug:
-                _logger.debug("start_span called without a trace: there is no span")
+                get_logger(LOGGER_NAME).debug("start_span called without a trace: there is no span")
             return None
         parent_id = parent_id or active.id or None
         return self._open(active.trace, parent_id, context, active, is_root_span)
@@ -460,7 +460,7 @@ class Tracer:
         self._close_open_children(leaf if leaf is not None else get_active(), span)
         self.finish_span(span)
         if self._client.debug:
-            _logger.debug("trace %s finished", span.trace_id)
+            get_logger(LOGGER_NAME).debug("trace %s finished", span.trace_id)
 
     def _close_open_children(self, leaf: Span | None, root: Span) -> None:
         left_open = []
@@ -483,7 +483,7 @@ class Tracer:
         except Exception:
             event.sample_rate = 1
             warn_once(
-                _logger, "sampler", "the sampler hook raised; the event is kept", exc_info=True
+                LOGGER_NAME, "sampler", "the sampler hook raised; the event is kept", exc_info=True
             )
             return True
 
@@ -494,7 +494,10 @@ class Tracer:
         except Exception:
             # It may hold what the hook was to take out.
             warn_once(
-                _logger, "presend", "the presend hook raised; the event is dropped", exc_info=True
+                LOGGER_NAME,
+                "presend",
+                "the presend hook raised; the event is dropped",
+                exc_info=True,
             )
             self._client.send_dropped_response(event, "event dropped; presend hook raised")
             return False
@@ -600,7 +603,7 @@ class Tracer:
                 span.rollup_fields[name] += number
                 span.trace.rollup_fields[f"rollup.{name}"] += number
         except Exception as error:
-            warn_once(_logger, "add_rollup_field", "add_rollup_field: left out: %r", error)
+            warn_once(LOGGER_NAME, "add_rollup_field", "add_rollup_field: left out: %r", error)
 
     # Propagation
 
@@ -671,7 +674,7 @@ class Tracer:
             return hook(context)
         except Exception:
             warn_once(
-                _logger, "propagation hook", "the trace propagation hook raised", exc_info=True
+                LOGGER_NAME, "propagation hook", "the trace propagation hook raised", exc_info=True
             )
             return None
 
@@ -707,7 +710,7 @@ def _step_out(active: Span, span: Span) -> None:
 
 
 def _warn_of_parser_hook() -> None:
-    warn_once(_logger, "parser hook", "the trace parser hook raised", exc_info=True)
+    warn_once(LOGGER_NAME, "parser hook", "the trace parser hook raised", exc_info=True)
 
 
 class SynchronousTracer(Tracer):

@@ -6,9 +6,7 @@ work on it. `libhoney.Client` is the same as an object.
 
 from __future__ import annotations
 
-import queue
 from collections.abc import Mapping
-from typing import Any, Callable
 
 from libhoney import state, transmission
 from libhoney.builder import Builder
@@ -17,6 +15,11 @@ from libhoney.errors import SendError
 from libhoney.event import Event
 from libhoney.fields import FieldHolder
 from libhoney.version import VERSION
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import queue
+    from typing import Any, Callable
 
 __all__ = [
     "VERSION",
@@ -81,6 +84,8 @@ def _client() -> Client | None:
 
 def responses() -> queue.Queue[Any]:
     """Return the global client's responses queue; an empty queue before `init`."""
+    import queue
+
     client = _client()
     return client.responses() if client is not None else queue.Queue()
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Callable
 
 from libhoney import state
 from libhoney.event import Event
 from libhoney.fields import FieldHolder
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Callable
+
     from libhoney.client import Client
 
 

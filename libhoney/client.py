@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import queue
-import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Callable
 
 from libhoney import transmission
 from libhoney.builder import Builder
@@ -13,9 +10,16 @@ from libhoney.event import Event
 from libhoney.fields import FieldHolder
 from libhoney.internal import check_sample_rate, get_logger, mask, warn_once
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import queue
+    from typing import Any, Callable
+
 DEFAULT_API_HOST = "https://api.honeycomb.io"
 
-_CLASSIC_KEY = re.compile(r"[0-9a-f]{32}|hc[a-z]ic_[0-9a-z]{58}")
+_HEX = frozenset("0123456789abcdef")
+_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
+_LETTERS_AND_DIGITS = _LETTERS | frozenset("0123456789")
 
 
 def IsClassicKey(key: str | None) -> bool:  # users know it by this name
@@ -23,7 +27,17 @@ def IsClassicKey(key: str | None) -> bool:  # users know it by this name
 
     No key counts as classic.
     """
-    return not key or _CLASSIC_KEY.fullmatch(key) is not None
+    if not key:
+        return True
+    if len(key) == 32:
+        return _HEX.issuperset(key)
+    return (
+        len(key) == 64
+        and key[:2] == "hc"
+        and key[2] in _LETTERS
+        and key[3:6] == "ic_"
+        and _LETTERS_AND_DIGITS.issuperset(key[6:])
+    )
 
 
 def _check_text(name: str, value: object) -> None:
@@ -32,6 +46,8 @@ def _check_text(name: str, value: object) -> None:
 
 
 def _check_host(value: str) -> None:
+    import re
+
     _check_text("api_host", value)
     if value and not re.match(r"https?://[^/?#\s]", value, re.IGNORECASE):
         raise ValueError(f"api_host must be a URL such as {DEFAULT_API_HOST}, not {value!r}")

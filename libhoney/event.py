@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Callable
 
 from libhoney import state
-from libhoney.internal import get_logger, warn_once
+from libhoney.internal import warn_once
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Callable
+
     from libhoney.client import Client
     from libhoney.fields import FieldHolder
 
@@ -159,7 +161,7 @@ def _evaluate(functions: Iterable[Callable[[], Any]], data: dict[str, Any]) -> N
             data[name] = function()
         except Exception:
             warn_once(
-                get_logger("honeycomb-sdk"),
+                "honeycomb-sdk",
                 ("dynamic field", name),
                 "dynamic field %s raised; events are sent without it",
                 name,

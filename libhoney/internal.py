@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-from typing import Any
+# Nothing is imported for types at run time: `typing`, and with it `re`, costs as much as all of
+# this library. Type checkers know this constant.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import logging
+    from typing import Any
+
 
 UNENCODABLE = "libhoney was unable to encode value"
 
@@ -12,6 +17,8 @@ _said: set[object] = set()
 
 def get_logger(name: str, debug: bool = False) -> logging.Logger:
     """Return the named logger; in debug mode it also prints to stderr, through one handler."""
+    import logging
+
     logger = logging.getLogger(name)
     if debug:
         logger.setLevel(logging.DEBUG)
@@ -25,11 +32,13 @@ def get_logger(name: str, debug: bool = False) -> logging.Logger:
 
 
 def warn_once(
-    logger: logging.Logger, key: object, message: str, *args: object, exc_info: bool = False
+    logger: logging.Logger | str, key: object, message: str, *args: object, exc_info: bool = False
 ) -> None:
-    """Log a warning the first time this process meets `key`."""
+    """Log a warning, with a logger or one of that name, the first time this process meets `key`."""
     if key not in _said:
         _said.add(key)
+        if isinstance(logger, str):
+            logger = get_logger(logger)
         logger.warning(message, *args, exc_info=exc_info)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from libhoney.internal import warn_once
 
-from libhoney.internal import get_logger, warn_once
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from libhoney.client import Client
 
@@ -15,7 +14,7 @@ G_CLIENT: Client | None = None
 def warn_uninitialized() -> None:
     """Say once that the library was used before `libhoney.init`."""
     warn_once(
-        get_logger("honeycomb-sdk"),
+        "honeycomb-sdk",
         "uninitialized",
         "libhoney was used before libhoney.init() was called: nothing is sent",
     )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # Whether a dataset travels in `X-Honeycomb-Trace`: only where events name theirs (classic keys).
 propagate_dataset: bool = True

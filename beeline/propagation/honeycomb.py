@@ -7,12 +7,15 @@ of trace fields. Every part is bounded, for anybody may send this header.
 from __future__ import annotations
 
 import binascii
-import logging
-import re
-from typing import Any, Optional
 
 from beeline import propagation
 from beeline.propagation import PropagationContext, Request
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Optional
+
+    Unmarshalled = tuple[Optional[str], Optional[str], Optional[dict[str, Any]]]
 
 HEADER = "X-Honeycomb-Trace"
 
@@ -25,12 +28,8 @@ MAX_DATASET_LENGTH = 256
 _MAX_ENCODED_DATASET = 3 * MAX_DATASET_LENGTH
 _MAX_PAIRS = 16
 
-_ID = re.compile(r"[!-~]{1,128}")
-_NO_ID = re.compile(r"[,;=]")
-
-_logger = logging.getLogger("honeycomb-beeline")
-
-Unmarshalled = tuple[Optional[str], Optional[str], Optional[dict[str, Any]]]
+MAX_ID_LENGTH = 128
+_NOT_IN_IDS = frozenset(" ,;=")
 
 
 def http_trace_parser_hook(request: Request) -> PropagationContext | None:
@@ -116,7 +115,13 @@ def _valid_id(value: Any) -> str | None:
     if value is None:
         return None
     text = str(value)
-    return text if _ID.fullmatch(text) and not _NO_ID.search(text) else None
+    is_id = (
+        0 < len(text) <= MAX_ID_LENGTH
+        and text.isascii()
+        and text.isprintable()
+        and _NOT_IN_IDS.isdisjoint(text)
+    )
+    return text if is_id else None
 
 
 def _read_dataset(encoded: str) -> str | None:
@@ -136,7 +141,7 @@ def _read_fields(context: str) -> dict[str, Any] | None:
 
     encoded = context.rstrip("=").replace("-", "+").replace("_", "/")
     if len(encoded) * 3 // 4 > MAX_CONTEXT_BYTES:
-        _logger.debug("trace context of more than %d bytes left out", MAX_CONTEXT_BYTES)
+        _say("trace context of more than %d bytes left out", MAX_CONTEXT_BYTES)
         return {}
     try:
         decoded = binascii.a2b_base64(encoded + "=" * (-len(encoded) % 4))
@@ -146,7 +151,7 @@ def _read_fields(context: str) -> dict[str, Any] | None:
     if not isinstance(fields, dict):
         return None
     if len(fields) > MAX_FIELDS:
-        _logger.debug("trace fields beyond %d left out", MAX_FIELDS)
+        _say("trace fields beyond %d left out", MAX_FIELDS)
         fields = dict(list(fields.items())[:MAX_FIELDS])
     return fields
 
@@ -188,5 +193,11 @@ def _fields_json_one_by_one(fields: Any) -> bytes:
             parts.append(part)
             size += len(part) + 1
     if len(parts) < len(fields):
-        _logger.debug("trace fields without room in %s left out", HEADER)
+        _say("trace fields without room in %s left out", HEADER)
     return ("{" + ",".join(parts) + "}").encode("ascii")
+
+
+def _say(message: str, *args: object) -> None:
+    import logging
+
+    logging.getLogger("honeycomb-beeline").debug(message, *args)

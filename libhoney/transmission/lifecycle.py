@@ -13,24 +13,27 @@ import sys
 import threading
 import time
 import weakref
-from typing import Any, Callable, Protocol
 
 from libhoney.internal import get_logger
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Protocol
+
+    class Flushable(Protocol):
+        """What is flushed at exit and told of a fork."""
+
+        def flush(self, timeout: float = 10.0) -> bool:
+            """Deliver what waits; True when all was answered in time."""
+
+        def after_fork(self) -> None:
+            """Start afresh, in a forked child: no threads, new locks, nothing waiting."""
+
 
 # Seconds that the end of a process may wait for answers, all transmissions together.
 EXIT_TIMEOUT = 10.0
 # Seconds that a fork may wait for an import under way in a sender's thread.
 _FORK_WAIT = 5.0
-
-
-class Flushable(Protocol):
-    """What is flushed at exit and told of a fork."""
-
-    def flush(self, timeout: float = 10.0) -> bool:
-        """Deliver what waits; True when all was answered in time."""
-
-    def after_fork(self) -> None:
-        """Start afresh, in a forked child: no threads, new locks, nothing waiting."""
 
 
 _transmissions: weakref.WeakSet[Flushable] = weakref.WeakSet()
