@@ -53,11 +53,15 @@ class Batch:
         """The bytes of the array."""
         return len(self._array)
 
-    def body(self, indexes: list[int] | None = None) -> bytes:
-        """Return the JSON array of all events, or of those at some indexes."""
-        array = memoryview(self._array)
+    def body(self, indexes: list[int] | None = None) -> bytes | bytearray:
+        """Return the JSON array of all events, or of those at some indexes.
+
+        No event can be added after this.
+        """
+        array = self._array
+        array[-1:] = b"]"
         if indexes is None:
-            return b"".join((array[: self.ends[-1]], b"]"))
+            return array
         starts = [1, *[end + 1 for end in self.ends]]
         items = [array[starts[index] : self.ends[index]] for index in indexes]
         return b"[" + b",".join(items) + b"]"

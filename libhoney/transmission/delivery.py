@@ -64,7 +64,7 @@ class Delivery:
         self._outstanding = list(range(len(batch.ends)))
         self._attempts = 0
 
-    def body(self) -> bytes:
+    def body(self) -> bytes | bytearray:
         """Return the JSON array of the events still to be delivered."""
         whole = len(self._outstanding) == len(self.outcomes)
         return self.batch.body(None if whole else self._outstanding)

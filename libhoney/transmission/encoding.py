@@ -266,7 +266,9 @@ def _first_encoded_bytes(value: Any, limit: int) -> str:
         room = min(len(text.encode("utf-8")) - 1, room * limit // size)
 
 
-def compressor(compression: str | None, level: int) -> tuple[str, Callable[[bytes], bytes]]:
+def compressor(
+    compression: str | None, level: int
+) -> tuple[str, Callable[[bytes | bytearray], bytes]]:
     """Return a `Content-Encoding` (empty for none) and the function that makes it.
 
     Raises ValueError for a name other than `gzip`, `zstd` and None, for a level out of range and
@@ -283,7 +285,7 @@ def compressor(compression: str | None, level: int) -> tuple[str, Callable[[byte
     raise ValueError(f"compression must be 'gzip', 'zstd' or None, not {compression!r}")
 
 
-def _gzip(level: int) -> Callable[[bytes], bytes]:
+def _gzip(level: int) -> Callable[[bytes | bytearray], bytes]:
     try:
         from isal import isal_zlib
 
@@ -292,14 +294,14 @@ def _gzip(level: int) -> Callable[[bytes], bytes]:
     except ImportError:
         import zlib
 
-        def compress(body: bytes) -> bytes:
+        def compress(body: bytes | bytearray) -> bytes:
             stream = zlib.compressobj(level, wbits=31)
             return stream.compress(body) + stream.flush()
 
         return compress
 
 
-def _zstd() -> Callable[[bytes], bytes]:
+def _zstd() -> Callable[[bytes | bytearray], bytes]:
     try:
         from zstandard import ZstdCompressor
     except ImportError:
