@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import queue
 import sys
 import threading
@@ -44,9 +43,11 @@ def response(
 
 
 class ResponseQueue(queue.Queue[Any]):
-    """A queue of responses that takes many at once and, when full, lets the new ones go."""
+    """A queue of responses that, when full, lets the new ones go.
 
-    queue: collections.deque[Any]
+    Where gevent has put its own class in the place of `queue.Queue`, this is one of those, without
+    the standard one's locks.
+    """
 
     def __init__(self, maxsize: int = 0) -> None:
         """Make a queue of at most `maxsize` responses, 0 for no bound."""
@@ -55,31 +56,31 @@ class ResponseQueue(queue.Queue[Any]):
         self._make_locks()
 
     def _make_locks(self) -> None:
-        # Re-entrant: a destructor that runs inside `get` may drop an event.
-        self.mutex = threading.RLock()  # type: ignore[assignment]
-        self.not_empty = threading.Condition(self.mutex)
-        self.not_full = threading.Condition(self.mutex)
-        self.all_tasks_done = threading.Condition(self.mutex)
+        if hasattr(self, "mutex"):
+            # Re-entrant: a destructor that runs inside `get` may drop an event.
+            self.mutex = threading.RLock()  # type: ignore[assignment]
+            self.not_empty = threading.Condition(self.mutex)
+            self.not_full = threading.Condition(self.mutex)
+            self.all_tasks_done = threading.Condition(self.mutex)
 
     def offer(self, responses: list[Response]) -> None:
         """Put as many as there is room for, without waiting."""
-        with self.mutex:
-            room = self.maxsize - len(self.queue) if self.maxsize > 0 else len(responses)
-            if room > 0:
-                taken = responses[:room]
-                self.queue.extend(taken)
-                self.unfinished_tasks += len(taken)
-                self.not_empty.notify(len(taken))
+        try:
+            for one in responses:
+                self.put_nowait(one)
+        except queue.Full:
+            return
 
     def has_room(self) -> bool:
         """Tell whether `offer` would put anything; may be out of date at once."""
-        return self.maxsize <= 0 or len(self.queue) < self.maxsize
+        return not self.full()
 
     def lift_bound(self) -> None:
         """Have room for everything: who waits for it waits no longer."""
-        with self.mutex:
-            self.maxsize = sys.maxsize
-            self.not_full.notify_all()
+        self.maxsize = sys.maxsize
+        if hasattr(self, "mutex"):
+            with self.mutex:
+                self.not_full.notify_all()
 
     def end(self) -> None:
         """Put None, which tells readers that nothing follows, even when full."""
@@ -93,8 +94,11 @@ class ResponseQueue(queue.Queue[Any]):
     def reset(self) -> None:
         """Start afresh in a forked child, where another thread may have held the lock."""
         self._make_locks()
-        self.queue.clear()
-        self.unfinished_tasks = 0
+        try:
+            while True:
+                self.get_nowait()
+        except queue.Empty:
+            self.unfinished_tasks = 0
 
 
 def report_dropped(xmit: Any, responses: Any, metadata: Any, reason: str) -> None:

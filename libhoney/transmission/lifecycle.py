@@ -39,6 +39,7 @@ _FORK_WAIT = 5.0
 _transmissions: weakref.WeakSet[Flushable] = weakref.WeakSet()
 _child_hooks: list[Callable[[], None]] = []
 _import_lock = threading.RLock()
+_forks_are_noticed = False
 _multiprocessing_pid = 0
 _uwsgi_hooked = False
 
@@ -46,6 +47,7 @@ _uwsgi_hooked = False
 def register(transmission: Flushable) -> None:
     """Flush a transmission at exit and reset it in forked children, as long as it lives."""
     _transmissions.add(transmission)
+    _notice_forks()
     _hook_multiprocessing()
     _hook_uwsgi()
 
@@ -58,6 +60,8 @@ def unregister(transmission: Flushable) -> None:
 def on_fork(hook: Callable[[], None]) -> None:
     """Call `hook` in every forked child."""
     _child_hooks.append(hook)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=hook)
 
 
 class ImportGuard:
@@ -110,11 +114,33 @@ def _before_fork() -> None:
 def _in_child() -> None:
     global _import_lock
     _import_lock = threading.RLock()
-    for hook in _child_hooks:
-        hook()
     for transmission in list(_transmissions):
         transmission.after_fork()
     _hook_multiprocessing()
+
+
+def _in_uwsgi_child() -> None:
+    for hook in _child_hooks:
+        hook()
+    _in_child()
+
+
+def _notice_forks() -> None:
+    """Have Python tell of forks.
+
+    After `logging`: the last to register is told first that a fork comes, and `logging`, told
+    before us, would hold the lock that the import waits for.
+    """
+    global _forks_are_noticed
+    if not _forks_are_noticed and hasattr(os, "register_at_fork"):
+        _forks_are_noticed = True
+        import logging  # noqa: F401
+
+        os.register_at_fork(
+            before=_before_fork,
+            after_in_parent=_release_import_lock,
+            after_in_child=_in_child,
+        )
 
 
 def _hook_multiprocessing() -> None:
@@ -145,14 +171,14 @@ def _hook_uwsgi() -> None:
     try:
         import uwsgidecorators
 
-        uwsgidecorators.postfork_chain.insert(0, _in_child)
+        uwsgidecorators.postfork_chain.insert(0, _in_uwsgi_child)
     except ImportError:
         import uwsgi
 
         previous = getattr(uwsgi, "post_fork_hook", None)
 
         def post_fork_hook() -> None:
-            _in_child()
+            _in_uwsgi_child()
             if previous is not None:
                 previous()
 
@@ -160,9 +186,3 @@ def _hook_uwsgi() -> None:
 
 
 atexit.register(_flush_all)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=_release_import_lock,
-        after_in_child=_in_child,
-    )

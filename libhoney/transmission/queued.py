@@ -156,6 +156,7 @@ class QueuedTransmission:
             if self._is_inside():
                 self._aside.append((destination, item, event.metadata))
                 return
+            news = None
             with self._lock:
                 if not self._closed:
                     news = self._batcher.add(destination, item, event.metadata)
@@ -163,9 +164,10 @@ class QueuedTransmission:
                         self._add_aside()
                     if news:
                         self._notify()
-                    if news is not None:
-                        return
-            self._send_without_room(destination, item, event.metadata)
+            if news:
+                self._act()
+            elif news is None:
+                self._send_without_room(destination, item, event.metadata)
         except Exception as error:
             reason = (
                 str(error)
@@ -175,20 +177,25 @@ class QueuedTransmission:
             self._drop(getattr(event, "metadata", None), reason)
 
     def _send_without_room(self, destination: Any, item: bytes, metadata: Any) -> None:
+        news = None
+        with self._lock:
+            # What waits for company need not: there is no room for any.
+            self._batcher.make_all_ready()
+            self._notify()
+        self._act()
         with self._lock:
             while not self._closed:
                 news = self._batcher.add(destination, item, metadata)
-                if news:
-                    self._notify()
-                if news is not None:
-                    return
-                # What waits for company need not: there is no room for any.
+                if news is not None or not self._block_on_send or not self._may_wait():
+                    break
                 self._batcher.make_all_ready()
                 self._notify()
-                if not self._block_on_send or not self._may_wait():
-                    break
                 self._settled.wait(_LOOK_AGAIN)
-        self._drop(metadata, CLOSED if self._closed else OVERFLOW)
+            if news:
+                self._notify()
+        self._act()
+        if news is None:
+            self._drop(metadata, CLOSED if self._closed else OVERFLOW)
 
     def _add_aside(self) -> None:
         """Add what was put aside. Called with the lock held."""
@@ -252,6 +259,9 @@ class QueuedTransmission:
     def _notify(self) -> None:
         """Learn, with the lock held, that a batch was opened or is ready. Never raise."""
         raise NotImplementedError
+
+    def _act(self) -> None:
+        """Do what `_notify` left for when the lock is free."""
 
     def _may_wait(self) -> bool:
         """Tell whether room may come while the caller waits. Called with the lock held."""

@@ -27,6 +27,7 @@ class Transmission(QueuedTransmission):
         self._wake = threading.Condition(self._lock)
         self._closing = threading.Event()
         self._threads: set[threading.Thread] = set()
+        self._unstarted: list[threading.Thread] = []
         self._idle = 0
         self._time_is_kept = False
 
@@ -52,8 +53,8 @@ class Transmission(QueuedTransmission):
             unanswered = self._unanswered
             self._notify()
             self._wake.notify_all()
-            threads = self._threads
-        if not threads:  # at exit no thread can be started
+        self._act()
+        if not self._threads:  # at exit no thread can be started
             contextvars.Context().run(self._post_here, deadline)
             if time.monotonic() >= deadline:
                 return False
@@ -85,9 +86,10 @@ class Transmission(QueuedTransmission):
             if self._batcher.is_ready or not self._time_is_kept:
                 self._wake.notify()
         else:
-            self._start_thread()
+            self._add_thread()
 
-    def _start_thread(self) -> None:
+    def _add_thread(self) -> None:
+        """Make one more thread, if there may be one. Called with the lock held."""
         number = len(self._threads) + 1
         if number > self._max_concurrent_batches:
             return
@@ -99,10 +101,20 @@ class Transmission(QueuedTransmission):
             daemon=True,
         )
         self._threads.add(thread)
-        try:
-            thread.start()
-        except Exception:  # the interpreter is ending, or there are too many threads
-            self._threads.discard(thread)
+        self._unstarted.append(thread)
+
+    def _act(self) -> None:
+        """Start threads. Not with the lock held: gevent runs others meanwhile."""
+        while self._unstarted:
+            try:
+                thread = self._unstarted.pop()
+            except IndexError:  # another was quicker
+                return
+            try:
+                thread.start()
+            except Exception:  # the interpreter is ending, or there are too many threads
+                with self._lock:
+                    self._threads.discard(thread)
 
     def _may_wait(self) -> bool:
         return threading.current_thread() not in self._threads
@@ -114,6 +126,7 @@ class Transmission(QueuedTransmission):
                 delivery = self._wait_for_batch()
                 if delivery is None:
                     return
+                self._act()
                 self._deliver(delivery, poster)
         finally:
             with self._lock:
@@ -129,7 +142,7 @@ class Transmission(QueuedTransmission):
                 if delivery is not None:
                     # Leave someone behind to keep time and to take the next batch.
                     if not self._idle:
-                        self._start_thread()
+                        self._add_thread()
                     elif self._batcher.next_due() is not None:
                         self._wake.notify()
                     return delivery

@@ -169,11 +169,10 @@ class TornadoTransmission(QueuedTransmission):
             super()._put_responses(delivery, duration)
             return
         # The sender waited for room, so that the loop need not: a batch may go beyond the bound.
-        responses = delivery.responses(duration)
-        with self._responses.mutex:
-            self._responses.queue.extend(responses)
-            self._responses.unfinished_tasks += len(responses)
-            self._responses.not_empty.notify(len(responses))
+        self._responses.lift_bound()
+        self._responses.offer(delivery.responses(duration))
+        if not self._ended:
+            self._responses.begin()
 
     def _may_wait(self) -> bool:
         sender = self._sender

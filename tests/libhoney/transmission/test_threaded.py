@@ -941,7 +941,7 @@ def test_interpreter_that_starts_no_threads_still_flushes(
         for number in range(5):
             send(client, number)
     assert not client.xmit._threads
-    client.xmit._start_thread = lambda: None
+    client.xmit._add_thread = lambda: None
     assert client.flush()
     assert len(receiver.events) == 5
     receiver.always(HANG)
