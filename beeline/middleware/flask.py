@@ -1,4 +1,4 @@
-"""Flask: a trace for each request, and a span for each query of Flask-SQLAlchemy."""
+"""Flask: a trace for each request, and a span for each query of SQLAlchemy."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from beeline.middleware.server_span import ServerSpan
 
 
 class HoneyMiddleware:
-    """Traces an application's requests and, unless `db_events` is False, its database queries."""
+    """Traces an application's requests and, unless `db_events` is False, database queries.
+
+    Queries are those of SQLAlchemy, by whatever engine of the process.
+    """
 
     def __init__(self, app: flask.Flask, db_events: bool = True) -> None:
         self.app = app
         app.wsgi_app = HoneyWSGIMiddleware(app.wsgi_app)  # type: ignore[method-assign]
-        flask.got_request_exception.connect(_record_exception, app)
         if db_events:
             HoneyDBMiddleware(app)
 
@@ -26,6 +28,11 @@ class HoneyWSGIMiddleware(wsgi.HoneyWSGIMiddleware):
 
     def __init__(self, app: wsgi.WSGIApp, name: str = "flask") -> None:
         super().__init__(app, name)
+        try:
+            # For all applications; a second time is none.
+            flask.got_request_exception.connect(_record_exception)
+        except RuntimeError:  # Flask 2.2 without blinker has no signals
+            _wrap_handle_exception()
 
     def late_fields(self, environ: wsgi.Environ) -> dict[str, Any]:
         """Return the endpoint that Flask found, None where it found none."""
@@ -44,6 +51,19 @@ class HoneyDBMiddleware:
     def init_app(self, app: flask.Flask) -> None:
         """Begin; one listener serves all applications and engines of the process."""
         sqlalchemy.trace_all_engines("flask_db_query")
+
+
+def _wrap_handle_exception() -> None:
+    """Learn of unhandled exceptions where Flask's method for them runs; once."""
+    import wrapt
+
+    def handle_exception(wrapped: Any, app: flask.Flask, args: Any, kwargs: Any) -> Any:
+        for error in (*args, *kwargs.values()):
+            _record_exception(app, error)
+        return wrapped(*args, **kwargs)
+
+    if not isinstance(vars(flask.Flask)["handle_exception"], wrapt.FunctionWrapper):
+        wrapt.wrap_function_wrapper(flask, "Flask.handle_exception", handle_exception)
 
 
 def _record_exception(sender: flask.Flask, exception: BaseException, **_: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Callable
 
 import beeline
 from beeline.context import Held, activate, get_active
@@ -28,14 +28,22 @@ class ServerSpan(Held):
         self._tracer = tracer
         self._root = root
 
-    def add(self, fields: Mapping[str, Any]) -> None:
-        """Add fields to the request's span."""
-        self._root.add_context(fields)
+    @property
+    def finished(self) -> bool:
+        """Whether the request's span was sent."""
+        return self._root.finished
+
+    def add(self, describe: Callable[[], Mapping[str, Any]]) -> None:
+        """Add the fields that `describe()` returns to the request's span; never raise."""
+        try:
+            self._root.add_context(describe())
+        except Exception:
+            _warn("a request's fields are missing")
 
     def record_error(self, error: BaseException) -> None:
-        """Say on the request's span that an exception left the application."""
-        self._root.add_context(
-            {
+        """Say on the request's span that an exception left the application; never raise."""
+        self.add(
+            lambda: {
                 "request.error": str(type(error)),
                 "request.error_detail": stringify_exception(error),
             }
@@ -48,20 +56,27 @@ class ServerSpan(Held):
                 self._tracer.finish_trace(self._root, self.span)
 
 
-def start_server_span(request: Request, fields: Mapping[str, Any]) -> ServerSpan | None:
-    """Start the trace of an incoming request; None before `beeline.init` or where that fails.
+def start_server_span(
+    request: Request, describe: Callable[[], Mapping[str, Any]]
+) -> ServerSpan | None:
+    """Start the trace of an incoming request, with the fields that `describe()` returns.
 
-    The trace continues the one that the request brings, if it brings one.
+    The trace continues the one that the request brings, if it brings one. Return None before
+    `beeline.init`, and where the start fails.
     """
     current = beeline.get_beeline()
     if current is None:
         return None
     outside = get_active()
     try:
-        root = current.tracer_impl.propagate_and_start_trace(fields, request)
+        root = current.tracer_impl.propagate_and_start_trace(describe(), request)
         return ServerSpan(current.tracer_impl, root)
     except Exception:
-        warn_once(get_logger(LOGGER_NAME), "server span", "a request is not traced", exc_info=True)
+        _warn("a request is not traced")
         return None
     finally:
         activate(outside)
+
+
+def _warn(message: str) -> None:
+    warn_once(get_logger(LOGGER_NAME), message, message, exc_info=True)

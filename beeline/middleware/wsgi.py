@@ -83,8 +83,8 @@ class WSGIRequest(Request):
 class HoneyWSGIMiddleware:
     """Gives each request of a WSGI application a trace.
 
-    The root span ends when the response's body has ended or is closed, so that spans made while
-    streaming are in it.
+    The root span ends when the response's body is closed, so that spans made while streaming are
+    in it; a list ends it at once.
     """
 
     def __init__(self, app: WSGIApp, name: str = "wsgi") -> None:
@@ -93,25 +93,24 @@ class HoneyWSGIMiddleware:
         self._name = name
 
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """Answer a request; one that is traced already, by this middleware outside, as it is."""
-        if SERVER_SPAN_KEY in environ:
-            return self.app(environ, start_response)
+        """Answer a request.
+
+        One that such a middleware further out traces already only gets its fields from here too.
+        """
+        outer = environ.get(SERVER_SPAN_KEY)
+        if isinstance(outer, ServerSpan) and not outer.finished:
+            return self.app(environ, self._recording(outer, environ, start_response))
         request = WSGIRequest(self._name, environ)
-        span = start_server_span(request, request.request_context())
+        span = start_server_span(request, request.request_context)
         if span is None:
             return self.app(environ, start_response)
         environ[SERVER_SPAN_KEY] = span
-
-        def start_traced_response(status: str, *args: Any) -> Any:
-            span.add({"response.status_code": _status_code(status), **self.late_fields(environ)})
-            return start_response(status, *args)
-
         try:
             with span:
-                body = self.app(environ, start_traced_response)
+                body = self.app(environ, self._recording(span, environ, start_response))
         except BaseException as error:
             span.record_error(error)
-            span.add({"response.status_code": 500, **self.late_fields(environ)})
+            span.add(lambda: {"response.status_code": 500, **self.late_fields(environ)})
             span.finish()
             raise
         if isinstance(body, (list, tuple)):
@@ -124,6 +123,17 @@ class HoneyWSGIMiddleware:
     def late_fields(self, environ: Environ) -> dict[str, Any]:
         """Return fields known only when the framework has seen the request."""
         return {}
+
+    def _recording(
+        self, span: ServerSpan, environ: Environ, start_response: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        def start_recorded_response(status: str, *args: Any, **kwargs: Any) -> Any:
+            span.add(
+                lambda: {"response.status_code": _status_code(status), **self.late_fields(environ)}
+            )
+            return start_response(status, *args, **kwargs)
+
+        return start_recorded_response
 
 
 class TracedBody:
@@ -181,9 +191,14 @@ def _finish_at_close(body: Any, span: ServerSpan) -> bool:
     close = getattr(body, "close", None)
 
     def close_and_finish() -> None:
+        nonlocal close
+        closing, close = close, None  # what a body holds must not hold the body
         try:
-            if close is not None:
-                close()
+            if closing is not None:
+                closing()
+        except BaseException as error:
+            span.record_error(error)
+            raise
         finally:
             span.finish()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import beeline
@@ -12,22 +11,26 @@ from beeline.internal import LOGGER_NAME, stringify_exception
 from beeline.trace import Span, Tracer
 from libhoney.internal import get_logger, warn_once
 
-_USER_INFO = re.compile(r"(?<=//)[^/?#@]*@")
-# Query parameters that commonly hold a secret, by their whole name.
+_USER_INFO = re.compile(r"(?:(?<=//)|(?<=['\"])|^)[^\s/?#]{0,4096}@")
+# Query parameters that commonly hold a secret: by their whole name, or its last word.
 _SECRET = re.compile(
-    r"(?<=[?&;])((?:x-amz-(?:signature|credential|security-token)|x-goog-signature"
-    r"|(?:access|refresh|id|auth|api|session|csrf)[_-]?token|token|jwt"
-    r"|(?:api|access|secret|private|auth|subscription)[_-]?key|key"
-    r"|(?:client[_-]?)?secret|passw(?:or)?d|pwd|passphrase|sig|signature|auth|authorization"
-    r"|credentials?|session(?:id)?)=)[^&;#\s]*",
+    r"(?<=[?&;#])((?:[\w.~%-]*[_.-])?"
+    r"(?:(?:access|refresh|id|auth|api|session|csrf)?token|jwt|key"
+    r"|(?:api|access|secret|private|auth|subscription)key|(?:client)?secret|passw(?:or)?d|pass|pwd"
+    r"|passphrase|sig|signature|auth|authorization|credentials?|session|session[_-]?id)=)"
+    r"[^&;#\s]*",
     re.IGNORECASE,
 )
+_HEADER_NAME = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 
 def mask_url(url: Any) -> str:
-    """Return a URL fit to be recorded: without user info, common secrets in its query masked."""
-    text = url.decode("utf-8", "replace") if isinstance(url, bytes) else str(url)
-    return _SECRET.sub(r"\1***", _USER_INFO.sub("***@", text))
+    """Return a URL, or a text with URLs in it, fit to be recorded.
+
+    User info and the values of query parameters that commonly hold secrets are masked.
+    """
+    return _SECRET.sub(r"\1***", _USER_INFO.sub("***@", _text(url)))
 
 
 class ClientSpan:
@@ -46,10 +49,11 @@ class ClientSpan:
     def headers_for(self, url: Any) -> dict[str, str]:
         """Return the headers to add to a request for a URL, one of a chain of redirects."""
         try:
-            if self._propagates_to(str(url)):
-                return dict(self._tracer.propagation_headers() or {})
+            if self._propagates_to(_text(url)):
+                headers = self._tracer.propagation_headers() or {}
+                return {name: value for name, value in headers.items() if _can_send(name, value)}
         except Exception:
-            _warn()
+            _warn("a request goes without its trace's headers")
         return {}
 
     def record_response(self, status: Any, headers: Any) -> None:
@@ -64,7 +68,7 @@ class ClientSpan:
                 if value is not None:
                     fields[name] = value
         except Exception:
-            _warn()
+            _warn("a response's fields are missing")
         self._span.add_context(fields)
 
     def __enter__(self) -> ClientSpan:
@@ -72,30 +76,60 @@ class ClientSpan:
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if error is not None:
-            self._span.add_context(
-                {
-                    "request.error_type": str(type(error)),
-                    "request.error": mask_url(stringify_exception(error)),
-                }
-            )
+            try:
+                self._span.add_context(
+                    {
+                        "request.error_type": str(type(error)),
+                        "request.error": mask_url(stringify_exception(error)),
+                    }
+                )
+            except Exception:
+                _warn("a request's error is missing")
         self._tracer.finish_span(self._span)
 
 
-def start_client_span(name: str, fields: Mapping[str, Any]) -> ClientSpan | None:
-    """Start the span of an outgoing request; None outside a trace: the call is left untouched."""
+def start_client_span(
+    library: str, method: Any, url: Any, url_field: str = "request.url"
+) -> ClientSpan | None:
+    """Start the span of an outgoing request by a library; None outside a trace.
+
+    Without a span the call is to be left untouched.
+    """
     current = beeline.get_beeline()
     if current is None or get_active() is None:
         return None
     try:
+        method = _text(method)
         tracer = current.tracer_impl
-        span = tracer.start_span({"name": name, "meta.type": "http_client", **fields})
+        span = tracer.start_span(
+            {
+                "name": f"{library}_{method}",
+                "meta.type": "http_client",
+                "request.method": method,
+                url_field: mask_url(url),
+            }
+        )
     except Exception:
-        _warn()
+        _warn("a request is not traced")
         return None
     if span is None:
         return None
     return ClientSpan(tracer, span, current.settings.propagate_to)
 
 
-def _warn() -> None:
-    warn_once(get_logger(LOGGER_NAME), "client span", "a request is not traced", exc_info=True)
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _can_send(name: Any, value: Any) -> bool:
+    """Tell whether what a propagation hook returned makes a header of HTTP."""
+    return (
+        isinstance(name, str)
+        and isinstance(value, str)
+        and _HEADER_NAME.fullmatch(name) is not None
+        and _HEADER_VALUE.fullmatch(value) is not None
+    )
+
+
+def _warn(message: str) -> None:
+    warn_once(get_logger(LOGGER_NAME), message, message, exc_info=True)

@@ -2,93 +2,164 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any, Callable
 
 import requests
 import wrapt
 
-from beeline.patch.client_span import ClientSpan, mask_url, start_client_span
+from beeline.internal import LOGGER_NAME
+from beeline.patch.client_span import ClientSpan, start_client_span
+from libhoney.internal import get_logger, warn_once
+
+_INSTALLED = "_beeline_is_installed"
+
+
+class _Value(str):
+    """The value of a header of ours, known again on a copy of the request that had it."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> Any:
+        return str, (str(self),)
 
 
 class _Exchange:
-    """One call of the application's: a request and its redirects."""
+    """One call of the application's: a request and its redirects, of one session."""
 
-    __slots__ = ("added", "span")
+    __slots__ = ("_prepared", "_session", "_span", "awaits_send")
 
-    def __init__(self, span: ClientSpan) -> None:
-        self.span = span
-        self.added: dict[str, str] = {}
+    def __init__(self, session: Any, span: ClientSpan, prepared: Any = None) -> None:
+        """Begin with a span; `prepared` is the request where it is known already."""
+        self._session = session
+        self._span = span
+        self._prepared = prepared
+        self.awaits_send = prepared is None
 
-    def set_headers(self, prepared: Any) -> None:
-        """Put the trace's headers on this one request, where its host may have them."""
-        headers = prepared.headers
-        # A redirect's request starts with the headers of the one before.
-        for name, value in self.added.items():
-            if headers.get(name) == value:
-                del headers[name]
-        self.added = {
-            name: value
-            for name, value in self.span.headers_for(prepared.url).items()
-            if name not in headers
-        }
-        headers.update(self.added)
+    def is_of(self, session: Any) -> bool:
+        return session is self._session
+
+    def takes(self, session: Any, prepared: Any) -> bool:
+        """Tell whether a request is this call's, not one that a hook or an auth handler makes."""
+        if not self.is_of(session):
+            return False
+        if self.awaits_send:
+            self.awaits_send = False
+            self._prepared = prepared
+        return prepared is self._prepared
+
+    def put_headers(self, prepared: Any) -> None:
+        """Put the trace's headers on a request, where its host may have them."""
+        _take_off(prepared)  # a redirect's request starts with the headers of the one before
+        for name, value in self._span.headers_for(prepared.url).items():
+            if name not in prepared.headers:
+                prepared.headers[name] = _Value(value)
+
+    def follow(self, redirects: Iterator[Any]) -> Iterator[Any]:
+        """Go through redirects, each of which is one request of this call."""
+        while True:
+            self.awaits_send = True
+            try:
+                response = next(redirects)
+            except StopIteration:
+                return
+            finally:
+                self.awaits_send = False
+            yield response
+
+    def run(self, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        outer = _exchange.get()
+        _exchange.set(self)
+        try:
+            with self._span as span:
+                response = call(*args, **kwargs)
+                span.record_response(
+                    getattr(response, "status_code", None), getattr(response, "headers", {})
+                )
+                return response
+        finally:
+            _exchange.set(outer)
 
 
 _exchange: ContextVar[_Exchange | None] = ContextVar("beeline_requests_exchange", default=None)
-
-
-def _start(method: Any, url: Any) -> _Exchange | None:
-    method = method.decode("ascii", "replace") if isinstance(method, bytes) else str(method)
-    span = start_client_span(
-        f"requests_{method}", {"request.method": method, "request.url": mask_url(url)}
-    )
-    return _Exchange(span) if span is not None else None
-
-
-def _run(exchange: _Exchange, call: Callable[[], Any]) -> Any:
-    outer = _exchange.get()
-    _exchange.set(exchange)
-    try:
-        with exchange.span as span:
-            response = call()
-            span.record_response(
-                getattr(response, "status_code", None), getattr(response, "headers", {})
-            )
-            return response
-    finally:
-        _exchange.set(outer)
 
 
 def _request(wrapped: Callable[..., Any], session: Any, args: Any, kwargs: Any) -> Any:
     """`Session.request(method, url, ...)`, which `requests.get` and the like call."""
     method = args[0] if args else kwargs.get("method")
     url = args[1] if len(args) > 1 else kwargs.get("url")
-    exchange = _start(method, url)
-    if exchange is None:
+    span = start_client_span("requests", method, url)
+    if span is None:
         return wrapped(*args, **kwargs)
-    return _run(exchange, lambda: wrapped(*args, **kwargs))
+    return _Exchange(session, span).run(wrapped, args, kwargs)
 
 
 def _send(wrapped: Callable[..., Any], session: Any, args: Any, kwargs: Any) -> Any:
     """`Session.send(prepared, ...)`, called by `Session.request`, for redirects, and by users."""
-    exchange = _exchange.get()
     prepared = args[0] if args else kwargs.get("request")
     if not isinstance(prepared, requests.PreparedRequest):
         return wrapped(*args, **kwargs)
-    if exchange is not None:
-        exchange.set_headers(prepared)
+    exchange = _exchange.get()
+    if exchange is not None and exchange.takes(session, prepared):
+        _fenced(exchange.put_headers, prepared)
         return wrapped(*args, **kwargs)
-    exchange = _start(prepared.method, prepared.url)
-    if exchange is None:
+    span = start_client_span("requests", prepared.method, prepared.url)
+    if span is None and not _has_ours(prepared):
         return wrapped(*args, **kwargs)
-    prepared = prepared.copy()  # the caller's stays as it is
-    exchange.set_headers(prepared)
-    rest = args[1:]
-    kwargs.pop("request", None)
-    return _run(exchange, lambda: wrapped(prepared, *rest, **kwargs))
+    # The caller's request stays as it is.
+    own = _fenced(_own_copy, prepared) or prepared
+    args, kwargs = ((own, *args[1:]), kwargs) if args else ((), {**kwargs, "request": own})
+    if span is None:
+        return wrapped(*args, **kwargs)
+    exchange = _Exchange(session, span, own)
+    if own is not prepared:
+        _fenced(exchange.put_headers, own)
+    return exchange.run(wrapped, args, kwargs)
 
 
-if not isinstance(requests.Session.send, wrapt.FunctionWrapper):
+def _resolve_redirects(wrapped: Callable[..., Any], session: Any, args: Any, kwargs: Any) -> Any:
+    """`Session.resolve_redirects(...)`, a generator that sends a request at each step."""
+    redirects = wrapped(*args, **kwargs)
+    exchange = _exchange.get()
+    if exchange is None or not exchange.is_of(session):
+        return redirects
+    return exchange.follow(redirects)
+
+
+def _own_copy(prepared: Any) -> Any:
+    own = copy.copy(prepared)
+    if prepared.headers is None:  # made by hand
+        own.headers = requests.structures.CaseInsensitiveDict()
+    else:
+        own.headers = prepared.headers.copy()
+        _take_off(own)
+    return own
+
+
+def _has_ours(prepared: Any) -> bool:
+    return any(type(value) is _Value for value in (prepared.headers or {}).values())
+
+
+def _take_off(prepared: Any) -> None:
+    """Remove the headers of an earlier exchange."""
+    for name, value in list(prepared.headers.items()):
+        if type(value) is _Value:
+            del prepared.headers[name]
+
+
+def _fenced(step: Callable[[Any], Any], prepared: Any) -> Any:
+    try:
+        return step(prepared)
+    except Exception:
+        message = "a request goes without its trace's headers"
+        warn_once(get_logger(LOGGER_NAME), message, message, exc_info=True)
+        return None
+
+
+if not hasattr(requests.Session, _INSTALLED):
+    setattr(requests.Session, _INSTALLED, True)
     wrapt.wrap_function_wrapper(requests, "Session.request", _request)
     wrapt.wrap_function_wrapper(requests, "Session.send", _send)
+    wrapt.wrap_function_wrapper(requests, "Session.resolve_redirects", _resolve_redirects)

@@ -1,0 +1,180 @@
+"""Real servers for applications under test, a plain client, and what a Beeline sent."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from socketserver import ThreadingMixIn
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+import beeline
+from tests.receiver import Receiver
+
+ROOT = Path(__file__).resolve().parents[2]
+KEY = "d" * 32  # a classic one: events go to the dataset
+TIMEOUT = 20.0
+
+WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+class Sent:
+    """What this process's Beeline sends to a receiver."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        self.receiver = receiver
+
+    def init(self, **settings: Any) -> None:
+        """Initialise the Beeline, or do so again with other settings."""
+        beeline.close(timeout=0.0)
+        settings = {
+            "writekey": KEY,
+            "dataset": "tests",
+            "service_name": "shop",
+            "api_host": self.receiver.url,
+            **settings,
+        }
+        beeline.init(**settings)
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """The fields of each event, in the order of arrival."""
+        assert beeline.flush(TIMEOUT)
+        return [event.data for event in self.receiver.events]
+
+    def named(self, name: str) -> list[dict[str, Any]]:
+        """Return the events of this name."""
+        return [event for event in self.events if event.get("name") == name]
+
+    def one(self, name: str) -> dict[str, Any]:
+        """Return the only event of this name."""
+        found = self.named(name)
+        assert len(found) == 1, f"{len(found)} named {name!r} of {self.names}"
+        return found[0]
+
+    @property
+    def names(self) -> list[str]:
+        """The events' names, in order of arrival."""
+        return [event["name"] for event in self.events]
+
+    @property
+    def trace_ids(self) -> set[str]:
+        """The traces that events belong to."""
+        return {event["trace.trace_id"] for event in self.events}
+
+
+class Reply(NamedTuple):
+    """An HTTP answer."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+
+def fetch(
+    url: str,
+    method: str = "GET",
+    headers: Mapping[str, str] | None = None,
+    body: bytes | None = None,
+) -> Reply:
+    """Make one request on a connection of its own."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT)
+    try:
+        target = parts.path + (f"?{parts.query}" if parts.query else "")
+        connection.request(method, target or "/", body, dict(headers or {}))
+        answer = connection.getresponse()
+        return Reply(answer.status, answer.headers, answer.read())
+    finally:
+        connection.close()
+
+
+class _QuietHandler(WSGIRequestHandler):
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """The standard library's WSGI server; closing it waits for the requests under way."""
+
+    daemon_threads = False
+
+    def handle_error(self, *args: Any) -> None:
+        pass  # clients that have gone
+
+
+@contextmanager
+def serve(app: WSGIApp, handler: type[WSGIRequestHandler] = _QuietHandler) -> Iterator[str]:
+    """Serve an application with wsgiref; give its URL. At the end no request is under way."""
+    server = _Server(("127.0.0.1", 0), handler)
+    server.set_app(app)
+    yield from _serving(server)
+
+
+@contextmanager
+def serve_werkzeug(app: WSGIApp) -> Iterator[str]:
+    """Serve an application with Werkzeug's server, as `serve` does."""
+    import logging
+
+    from werkzeug.serving import make_server
+
+    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    server.daemon_threads = False  # type: ignore[attr-defined]
+    yield from _serving(server)
+
+
+def _serving(server: Any) -> Iterator[str]:
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(TIMEOUT)
+
+
+def environment(receiver: Receiver, **settings: str) -> dict[str, str]:
+    """Return the environment of a program that sends to a receiver."""
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith("HONEYCOMB_")},
+        "PYTHONPATH": str(ROOT),
+        "HONEYCOMB_API_KEY": KEY,
+        "HONEYCOMB_DATASET": "tests",
+        "HONEYCOMB_SERVICE": "shop",
+        "HONEYCOMB_API_ENDPOINT": receiver.url,
+        **settings,
+    }
+
+
+def run_program(
+    receiver: Receiver, source: str, **settings: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a Python program to its end, with a receiver in its environment."""
+    return subprocess.run(
+        [sys.executable, "-c", source],
+        env=environment(receiver, **settings),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def listening_socket() -> socket.socket:
+    """Return a socket that listens, for a server to inherit: clients need not wait for it."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(128)
+    listener.set_inheritable(True)
+    return listener
