@@ -37,6 +37,9 @@ class Transmission(QueuedTransmission):
         self._closing.clear()
         if lifecycle.under_uwsgi():
             _import_requests()  # its forks cannot be made to wait for an import in a thread
+        if "gevent" in sys.modules:
+            # gevent needs it to look up a name, and it cannot be imported any more at exit.
+            import concurrent.futures.thread  # noqa: F401
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Send what waits and wait for the answers, at most `timeout` seconds.
