@@ -152,6 +152,9 @@ def host_filter(propagate_to: PropagateTo) -> Callable[[str], bool]:
         raise ValueError(
             f"propagate_to must be hosts, a callable or None, not {propagate_to!r}"
         ) from None
+    for host in hosts:
+        if any(map(str.isspace, host)) or "/" in host or host.count(":") == 1 or not host:
+            raise ValueError(f"propagate_to takes hosts without scheme, port or path, not {host!r}")
     names = frozenset(host for host in hosts if not host.startswith("."))
     suffixes = tuple(host for host in hosts if host.startswith("."))
     from urllib.parse import urlsplit

@@ -39,8 +39,8 @@ def check_settings(settings: dict[str, Any]) -> None:
         name: others.pop(name) for name in config.resolve.__kwdefaults__ or () if name in others
     }
     config.resolve(hooks=hooks, **ours)
-    if others.pop("transmission_impl", None) is None:
-        QueuedTransmission(**others)
+    others.pop("transmission_impl", None)
+    QueuedTransmission(**others)
 
 
 class Beeline:
@@ -223,10 +223,11 @@ class Beeline:
                 self.tracer_impl.finish_span(span)
 
     def send_all(self) -> None:
-        """Finish all open spans of the trace, from the innermost out. Old: use `finish_trace`."""
+        """Finish all open spans here, from the innermost out. Old: use `finish_trace`."""
         span = get_active()
-        for open_span in reversed(span.trace.stack if span is not None else []):
-            self.tracer_impl.finish_span(open_span)
+        while span is not None and not span.finished:
+            self.tracer_impl.finish_span(span)
+            span = get_active()
 
     def send_now(self, data: Mapping[str, Any]) -> None:
         """Send a lone event through the hooks. Old: use `client.new_event`."""

@@ -141,6 +141,7 @@ class SpanEvent(Event):
     _started: float
 
     def __init__(self, client: Client, fields: dict[str, Any], dataset: str | None) -> None:
+        self._started = perf_counter()
         self._created = time()
         self._data = fields
         self.metadata = None
@@ -206,7 +207,8 @@ class Span:
         self.finished = False
         self._is_root = is_root
         self._rollup_fields: defaultdict[str, float] | None = None
-        event._started = perf_counter()
+        if type(event) is not SpanEvent:  # of the user's own
+            event._started = perf_counter()
 
     @property
     def rollup_fields(self) -> defaultdict[str, float]:
@@ -357,7 +359,12 @@ class Tracer:
 
         `dataset` is where the trace's events go instead of the client's.
         """
-        trace = Trace(str(trace_id) if trace_id else generate_trace_id(), dataset)
+        try:
+            own_id = str(trace_id) if trace_id else generate_trace_id()
+        except Exception as error:
+            warn_once(LOGGER_NAME, "trace_id", "trace_id is not used: %r", type(error))
+            own_id = generate_trace_id()
+        trace = Trace(own_id, dataset)
         return self._open_root(trace, parent_span_id, context)
 
     def _open_root(
@@ -420,10 +427,13 @@ class Tracer:
 
     def finish_span(self, span: Span | None) -> None:
         """Send a span; None, and a span that was sent, are left alone."""
-        if span is None or span.finished:
+        try:
+            if span is None or span.finished:
+                return
+        except AttributeError:
+            _warn_of_span("finish_span", span)
             return
         span.finished = True
-        fields = span.event._data
         event = span.event
         fields = event._data
         fields["duration_ms"] = (perf_counter() - event._started) * 1e3
@@ -455,7 +465,11 @@ class Tracer:
         `leaf` is the innermost span that was active when the trace's work ended, where that is not
         the one active now.
         """
-        if span is None or span.finished:
+        if not isinstance(span, Span):
+            if span is not None:
+                _warn_of_span("finish_trace", span)
+            return
+        if span.finished:
             return
         self._close_open_children(leaf if leaf is not None else get_active(), span)
         self.finish_span(span)
@@ -715,6 +729,10 @@ def _warn_of_parser_hook() -> None:
 
 class SynchronousTracer(Tracer):
     """The tracer's name where `Beeline` is made outside a running event loop."""
+
+
+def _warn_of_span(where: str, span: object) -> None:
+    warn_once(LOGGER_NAME, where, "%s takes a span, not %s", where, type(span))
 
 
 def _trace_field_name(name: str) -> str:

@@ -93,18 +93,19 @@ class Client:
         self.sample_rate = check_sample_rate(sample_rate)
         self.fields = FieldHolder()
         self.block_on_response = block_on_response
+        own_transmission = transmission.Transmission(  # made in any case: it checks the settings
+            max_concurrent_batches=max_concurrent_batches,
+            max_batch_size=max_batch_size,
+            send_frequency=send_frequency,
+            block_on_send=block_on_send,
+            block_on_response=block_on_response,
+            user_agent_addition=user_agent_addition,
+            debug=debug,
+            **transmission_settings,
+        )
         if transmission_impl is None:
             _check_host(api_host)
-            transmission_impl = transmission.Transmission(
-                max_concurrent_batches=max_concurrent_batches,
-                max_batch_size=max_batch_size,
-                send_frequency=send_frequency,
-                block_on_send=block_on_send,
-                block_on_response=block_on_response,
-                user_agent_addition=user_agent_addition,
-                debug=debug,
-                **transmission_settings,
-            )
+            transmission_impl = own_transmission
         self.xmit = transmission_impl
         self.xmit.start()
         self._responses: queue.Queue[Any] = self.xmit.get_response_queue()
@@ -225,7 +226,8 @@ class Client:
         if method is None:
             return True
         try:
-            return transmission.call_with_timeout(method, timeout) is not False
+            seconds = 10.0 if timeout is None else float(timeout)
+            return transmission.call_with_timeout(method, seconds) is not False
         except Exception:
             self._logger.warning("%s.%s raised", type(self.xmit).__name__, verb, exc_info=True)
             return False

@@ -11,7 +11,7 @@ from beeline.internal import LOGGER_NAME, stringify_exception
 from beeline.trace import Span, Tracer
 from libhoney.internal import get_logger, warn_once
 
-_USER_INFO = re.compile(r"(?:(?<=//)|(?<=['\"])|^)[^\s/?#]{0,4096}@")
+_USER_INFO = re.compile(r"(?:(?<=//)|^)[^\s/?#]{0,4096}@|(?<=['\"])[^\s/?#'\"]{0,4096}@")
 # Query parameters that commonly hold a secret: by their whole name, or its last word.
 _SECRET = re.compile(
     r"(?<=[?&;#])((?:[\w.~%-]*[_.-])?"

@@ -103,11 +103,11 @@ class ResponseQueue(queue.Queue[Any]):
 
 def report_dropped(xmit: Any, responses: Any, metadata: Any, reason: str) -> None:
     """Say on a transmission's response queue that an event is not sent. Never raise or wait."""
-    note = getattr(xmit, "report_dropped", None)
-    if callable(note):
-        note(metadata, reason)
-        return
     try:
+        note = getattr(xmit, "report_dropped", None)
+        if callable(note):
+            note(metadata, reason)
+            return
         responses.put_nowait(response(0, 0, metadata, "", reason))
     except Exception:  # a full queue, or something that is none: nobody can be told
         return

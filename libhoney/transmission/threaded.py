@@ -205,7 +205,7 @@ class Poster:
     ) -> tuple[int, Any, bytes]:
         """Return an answer's status, headers and body; raise what `requests` raises.
 
-        `timeout` is for connecting and for each read, in seconds.
+        `timeout`, in seconds, is for connecting, for the headers and for the body, each.
         """
         requests = _import_requests()
         if self._session is None:
@@ -224,7 +224,7 @@ class Poster:
         # A redirect would take the key elsewhere.
         answer = self._session.send(prepared, timeout=timeout, allow_redirects=False, **settings)
         with answer:
-            content = answer.raw.read(MAX_ANSWER_BYTES, decode_content=True)
+            content = _read(answer.raw, time.monotonic() + timeout)
             if len(content) < MAX_ANSWER_BYTES and getattr(answer.raw, "length_remaining", None):
                 raise ConnectionError("the answer was cut short")  # urllib3 1 lets it pass
             return answer.status_code, answer.headers, content
@@ -236,6 +236,26 @@ class Poster:
         if urllib3 is not None:  # reading an answer raises its own
             of_network = (OSError, urllib3.exceptions.HTTPError)
         return isinstance(error, of_network) and not isinstance(error, ValueError)
+
+
+def _read(raw: Any, deadline: float) -> bytes:
+    """Return an answer's body, or its beginning; raise where it is not there by the deadline."""
+    pieces = []
+    size = 0
+    while size < MAX_ANSWER_BYTES:
+        # What has come, or where urllib3 is too old for that, byte by byte.
+        piece = (
+            raw.read1(MAX_ANSWER_BYTES, decode_content=True)
+            if hasattr(raw, "read1")
+            else raw.read(1, decode_content=True)
+        )
+        if not piece:
+            break
+        pieces.append(piece)
+        size += len(piece)
+        if time.monotonic() > deadline:
+            raise TimeoutError("the answer took too long")
+    return b"".join(pieces)
 
 
 def _import_requests() -> Any:

@@ -311,6 +311,8 @@ BAD_SETTINGS = [
     ("http_trace_propagation_hook", 5),
     ("propagate_to", 5),
     ("propagate_to", [5]),
+    ("propagate_to", ["a.example:80"]),
+    ("propagate_to", ["https://a.example/"]),
     ("max_batch_size", 0),
     ("max_concurrent_batches", 0),
     ("send_frequency", 0),

@@ -174,6 +174,8 @@ def test_trace_copied_by_hand(app: Application) -> None:
     assert "app.mine" not in app.one("after")
     assert app.one("root")["rollup.n"] == 2
     assert app.names().count("child") == 1
+    children = [app.one(f"thread {number}")["duration_ms"] for number in range(2)]
+    assert app.one("child")["duration_ms"] > sum(children)  # not begun again by the copy
 
 
 def test_trace_shared_by_hand(app: Application) -> None:

@@ -386,3 +386,24 @@ def test_a_trace_made_by_hand(app: Application) -> None:
         fields = app.one(name)
         assert (fields["trace.trace_id"], fields["trace.parent_id"]) == ("their-trace", None)
     assert len(app.sent()) == 2
+
+
+@pytest.mark.parametrize("junk", [5, "span", object()])
+def test_what_is_no_span_is_left_alone(app: Application, junk: Any) -> None:
+    """`finish_span` and `finish_trace` of anything else do nothing to the trace."""
+    with beeline.tracer("root"):
+        beeline.finish_span(junk)
+        beeline.finish_trace(junk)
+    assert app.names() == ["root"]
+
+
+def test_a_trace_id_without_a_text_is_not_used(app: Application) -> None:
+    """An id whose text raises gives way to a new one."""
+
+    class Bad:
+        def __str__(self) -> str:
+            raise ValueError("no text")
+
+    with beeline.tracer("root", trace_id=Bad()):  # type: ignore[arg-type]
+        pass
+    assert len(app.one("root")["trace.trace_id"]) == 32

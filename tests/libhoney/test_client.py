@@ -347,3 +347,13 @@ def test_errors_are_logged_by_the_named_logger(
         assert client.flush()
     assert [record.name for record in caplog.records] == ["honeycomb-sdk"]
     assert "request 0" in caplog.text
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_settings_are_checked_whatever_carries_events_away(own: bool) -> None:
+    """Beside a transmission of the user's own, a wrong setting is refused as well."""
+    settings: dict[str, Any] = {"transmission_impl": FileTransmission()} if own else {}
+    with pytest.raises(ValueError, match="max_batch_size"):
+        Client("key", "things", max_batch_size=0, **settings)
+    with pytest.raises(TypeError, match="bogus"):
+        Client("key", "things", bogus=1, **settings)

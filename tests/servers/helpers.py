@@ -40,6 +40,7 @@ class Sent:
             "dataset": "tests",
             "service_name": "shop",
             "api_host": self.receiver.url,
+            "max_concurrent_batches": 1,  # events arrive in the order in which they are sent
             **settings,
         }
         beeline.init(**settings)

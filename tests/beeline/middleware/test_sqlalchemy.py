@@ -5,8 +5,10 @@ from __future__ import annotations
 import datetime
 import decimal
 import json
+import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import sqlalchemy
 from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import DeclarativeMeta, declarative_base
-from sqlalchemy.pool import NullPool, StaticPool
+from sqlalchemy.pool import NullPool, Pool, StaticPool
 
 import beeline
 from beeline.middleware.flask import HoneyDBMiddleware, HoneyMiddleware
@@ -46,13 +48,29 @@ def make_engine(**options: Any) -> sqlalchemy.engine.Engine:
     return engine
 
 
+@pytest.fixture(autouse=True)
+def closed_databases() -> Iterator[None]:
+    """Close what a test leaves open; engines that Flask-SQLAlchemy made have no end."""
+    opened: list[Any] = []
+
+    def note(connection: Any, record: Any) -> None:
+        opened.append(connection)
+
+    event.listen(Pool, "connect", note)
+    yield
+    event.remove(Pool, "connect", note)
+    for connection in opened:
+        if isinstance(connection, sqlite3.Connection):
+            with suppress(sqlite3.ProgrammingError):  # a thread's own, which it has closed
+                connection.close()
+
+
 @pytest.fixture
-def engine() -> Iterator[sqlalchemy.engine.Engine]:
+def engine() -> sqlalchemy.engine.Engine:
     """An engine whose queries are traced."""
     engine = make_engine()
     trace_engine(engine)
-    yield engine
-    engine.dispose()
+    return engine
 
 
 def run(engine: sqlalchemy.engine.Engine, statement: str, parameters: Any = None) -> None:
@@ -134,14 +152,11 @@ class TestEngine:
 
     def test_values_without_a_json_form(self, sent: Sent) -> None:
         """Parameters that only the driver understands are recorded as text."""
-        import sqlite3
-
         engine = make_engine()
         trace_engine(engine)
         sqlite3.register_adapter(decimal.Decimal, str)
         run(engine, "SELECT ?", (decimal.Decimal("1.5"),))
         assert sent.one("sqlalchemy_query")["db.query_args"] == ["1.5"]
-        engine.dispose()
 
     def test_rows_that_the_orm_makes(self, sent: Sent, engine: sqlalchemy.engine.Engine) -> None:
         """The ORM's inserts and lazy selects are spans; what they return is unchanged."""
@@ -182,7 +197,6 @@ class TestEngine:
             "SELECT 2",
         ]
         assert len(sent.events) == 4
-        engine.dispose()
 
     def test_engine_alone(self, receiver: Receiver) -> None:
         """In a program without Flask one engine is traced and another is not."""
@@ -303,7 +317,6 @@ class TestFailures:
 
     def test_cursor_that_cannot_be_read(self, sent: Sent) -> None:
         """A driver whose cursor raises for its row count costs that field alone."""
-        import sqlite3
 
         class Cursor(sqlite3.Cursor):
             @property
@@ -322,7 +335,6 @@ class TestFailures:
         query = sent.one("sqlalchemy_query")
         assert query["db.last_insert_id"] is None
         assert sent.names == ["sqlalchemy_query", "work"]
-        engine.dispose()
 
 
 def make_app(**options: Any) -> tuple[flask.Flask, flask_sqlalchemy.SQLAlchemy]:

@@ -1054,3 +1054,24 @@ def test_settings_have_these_bounds() -> None:
     assert batching.MAX_PENDING_BYTES == 32 * 1024 * 1024
     assert batching.MAX_BATCH_BYTES == 5_000_000
     assert batching.MAX_BATCH_EVENTS == 1_000
+
+
+def test_an_answer_that_trickles_does_not_hold_the_end_of_a_program(
+    receiver: Receiver, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the caller itself posts, the deadline holds for an answer byte by byte too."""
+    receiver.always(Answer(drip=0.05, body=[{"status": 202, "error": "x" * 5_000}]))
+    client = make_client()
+    client.xmit._add_thread = lambda: None
+    send(client, "slow")
+    started = time.monotonic()
+    assert client.flush(timeout=0.5) is False
+    assert time.monotonic() - started < 60  # the answer takes 250 s
+
+
+def test_no_timeout_means_the_usual_one(receiver: Receiver, make_client: MakeClient) -> None:
+    """`close(timeout=None)` closes."""
+    client = make_client()
+    send(client, "one")
+    assert client.close(timeout=None) is True
+    assert len(receiver.events) == 1
