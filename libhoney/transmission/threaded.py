@@ -37,9 +37,6 @@ class Transmission(QueuedTransmission):
         self._closing.clear()
         if lifecycle.under_uwsgi():
             _import_requests()  # its forks cannot be made to wait for an import in a thread
-        if "gevent" in sys.modules:
-            # gevent needs it to look up a name, and it cannot be imported any more at exit.
-            import concurrent.futures.thread  # noqa: F401
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Send what waits and wait for the answers, at most `timeout` seconds.
@@ -125,6 +122,7 @@ class Transmission(QueuedTransmission):
     def _run(self) -> None:
         poster = Poster(self._proxies)
         try:
+            _ready_gevent()
             while True:
                 delivery = self._wait_for_batch()
                 if delivery is None:
@@ -256,6 +254,19 @@ def _read(raw: Any, deadline: float) -> bytes:
         if time.monotonic() > deadline:
             raise TimeoutError("the answer took too long")
     return b"".join(pieces)
+
+
+def _ready_gevent() -> None:
+    """Where gevent takes the place of threads, let it start the native one it looks names up in.
+
+    At exit it could not be started any more.
+    """
+    monkey: Any = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("threading"):
+        try:
+            sys.modules["gevent"].get_hub().threadpool.apply(int)
+        except Exception:
+            return
 
 
 def _import_requests() -> Any:
