@@ -172,7 +172,7 @@ def _hook_uwsgi() -> None:
         import uwsgidecorators
 
         uwsgidecorators.postfork_chain.insert(0, _in_uwsgi_child)
-    except ImportError:
+    except Exception:  # not installed, or refused: it wants a master process
         import uwsgi
 
         previous = getattr(uwsgi, "post_fork_hook", None)
