@@ -208,6 +208,8 @@ class Poster:
         requests = _import_requests()
         if self._session is None:
             self._session = requests.Session()
+            # Else a host's entry in ~/.netrc would be looked for, and sent, with each batch.
+            self._session.auth = lambda prepared: prepared
         prepared = self._session.prepare_request(
             requests.Request("POST", url, data=body, headers=headers)
         )
@@ -271,9 +273,8 @@ def _ready_gevent() -> None:
 
 def _import_requests() -> Any:
     with lifecycle.ImportGuard():
-        # What would else be imported while a host is looked up and its proxies are.
+        # What would else be imported while a host is looked up.
         import encodings.idna  # noqa: F401
-        import netrc  # noqa: F401
 
         import requests
     return requests

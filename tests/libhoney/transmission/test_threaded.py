@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -1075,3 +1076,16 @@ def test_no_timeout_means_the_usual_one(receiver: Receiver, make_client: MakeCli
     send(client, "one")
     assert client.close(timeout=None) is True
     assert len(receiver.events) == 1
+
+
+def test_no_password_of_a_netrc_file_is_sent(
+    receiver: Receiver, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The write key is all that identifies the sender."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password secret\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    client = make_client()
+    send(client, "one")
+    assert client.flush()
+    assert receiver.requests[0].headers["Authorization"] is None
