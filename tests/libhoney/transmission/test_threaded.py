@@ -362,7 +362,7 @@ def test_burst_beyond_max_pending_is_dropped_and_reported(
 ) -> None:
     """With a receiver that never answers, `send` returns; what is too much has its response."""
     receiver.always(HANG)
-    client = make_client(max_pending=50, max_responses=0)
+    client = make_client(max_pending=50, max_responses=0, send_frequency=60)
     for number in range(120):
         send(client, number)
     told = answers(client)
@@ -370,6 +370,7 @@ def test_burst_beyond_max_pending_is_dropped_and_reported(
     assert {one["error"] for one in told} == {"event dropped; queue overflow"}
     assert client.xmit.stats["queued"] == 50
     assert client.xmit.stats["dropped"] == {"event dropped; queue overflow": 70}
+    receiver.wait_for_requests(1)
     receiver.always(None)
     receiver.release()
     assert client.flush()
