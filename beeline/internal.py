@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from libhoney.internal import warn_once
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -39,3 +41,8 @@ def stringify_exception(e: BaseException) -> str:
         return str(e)
     except Exception:
         return "unable to decode exception"
+
+
+def warn_of_exception(message: str) -> None:
+    """Log the exception being handled, once for each message."""
+    warn_once(LOGGER_NAME, message, message, exc_info=True)

@@ -7,10 +7,9 @@ from typing import Any, Callable
 
 import beeline
 from beeline.context import Held, activate, get_active
-from beeline.internal import LOGGER_NAME, stringify_exception
+from beeline.internal import stringify_exception, warn_of_exception
 from beeline.propagation import Request
 from beeline.trace import Span, Tracer
-from libhoney.internal import get_logger, warn_once
 
 
 class ServerSpan(Held):
@@ -38,7 +37,7 @@ class ServerSpan(Held):
         try:
             self._root.add_context(describe())
         except Exception:
-            _warn("a request's fields are missing")
+            warn_of_exception("a request's fields are missing")
 
     def record_error(self, error: BaseException) -> None:
         """Say on the request's span that an exception left the application; never raise."""
@@ -72,11 +71,7 @@ def start_server_span(
         root = current.tracer_impl.propagate_and_start_trace(describe(), request)
         return ServerSpan(current.tracer_impl, root)
     except Exception:
-        _warn("a request is not traced")
+        warn_of_exception("a request is not traced")
         return None
     finally:
         activate(outside)
-
-
-def _warn(message: str) -> None:
-    warn_once(get_logger(LOGGER_NAME), message, message, exc_info=True)

@@ -10,9 +10,8 @@ from typing import Any
 
 import beeline
 from beeline.context import get_active
-from beeline.internal import LOGGER_NAME, stringify_exception
+from beeline.internal import stringify_exception, warn_of_exception
 from beeline.trace import Span, Tracer
-from libhoney.internal import get_logger, warn_once
 
 # On SQLAlchemy's execution context, which is one query's.
 _ATTRIBUTE = "_beeline_query"
@@ -76,7 +75,7 @@ def _before_query(
     try:
         _start(connection, statement, parameters, context)
     except Exception:
-        _warn()
+        warn_of_exception("a query is not traced")
 
 
 def _start(connection: Any, statement: str, parameters: Any, context: Any) -> None:
@@ -110,7 +109,7 @@ def _after_query(
                 }
             )
     except Exception:
-        _warn()
+        warn_of_exception("a query is not traced")
 
 
 def _after_error(error_context: Any) -> None:
@@ -120,7 +119,7 @@ def _after_error(error_context: Any) -> None:
         if query is not None:
             query.finish({"db.error": stringify_exception(error_context.original_exception)})
     except Exception:
-        _warn()
+        warn_of_exception("a query is not traced")
 
 
 def _take(context: Any) -> _Query | None:
@@ -154,7 +153,3 @@ def _query_args(parameters: Any) -> list[Any]:
 
 def _readable(value: Any) -> Any:
     return value.isoformat() if isinstance(value, (datetime, date)) else value
-
-
-def _warn() -> None:
-    warn_once(get_logger(LOGGER_NAME), "sqlalchemy", "a query is not traced", exc_info=True)

@@ -7,9 +7,8 @@ from typing import Any
 
 import beeline
 from beeline.context import get_active
-from beeline.internal import LOGGER_NAME, stringify_exception
+from beeline.internal import stringify_exception, warn_of_exception
 from beeline.trace import Span, Tracer
-from libhoney.internal import get_logger, warn_once
 
 _USER_INFO = re.compile(r"(?:(?<=//)|^)[^\s/?#]{0,4096}@|(?<=['\"])[^\s/?#'\"]{0,4096}@")
 # Query parameters that commonly hold a secret: by their whole name, or its last word.
@@ -53,7 +52,7 @@ class ClientSpan:
                 headers = self._tracer.propagation_headers() or {}
                 return {name: value for name, value in headers.items() if _can_send(name, value)}
         except Exception:
-            _warn("a request goes without its trace's headers")
+            warn_of_exception("a request goes without its trace's headers")
         return {}
 
     def record_response(self, status: Any, headers: Any) -> None:
@@ -68,7 +67,7 @@ class ClientSpan:
                 if value is not None:
                     fields[name] = value
         except Exception:
-            _warn("a response's fields are missing")
+            warn_of_exception("a response's fields are missing")
         self._span.add_context(fields)
 
     def __enter__(self) -> ClientSpan:
@@ -84,7 +83,7 @@ class ClientSpan:
                     }
                 )
             except Exception:
-                _warn("a request's error is missing")
+                warn_of_exception("a request's error is missing")
         self._tracer.finish_span(self._span)
 
 
@@ -110,7 +109,7 @@ def start_client_span(
             }
         )
     except Exception:
-        _warn("a request is not traced")
+        warn_of_exception("a request is not traced")
         return None
     if span is None:
         return None
@@ -129,7 +128,3 @@ def _can_send(name: Any, value: Any) -> bool:
         and _HEADER_NAME.fullmatch(name) is not None
         and _HEADER_VALUE.fullmatch(value) is not None
     )
-
-
-def _warn(message: str) -> None:
-    warn_once(get_logger(LOGGER_NAME), message, message, exc_info=True)

@@ -6,6 +6,7 @@ Nothing here is safe under threads: the owner holds a lock around each call.
 from __future__ import annotations
 
 import collections
+import sys
 from typing import Any, Callable, NamedTuple
 
 from libhoney.transmission.encoding import EncodingError
@@ -84,7 +85,7 @@ class Batcher:
         self._clock = clock
         self._max_events = max_batch_size or MAX_BATCH_EVENTS
         self._max_age = max_age
-        self._max_pending = max_pending if max_pending is not None else max_pending_bytes
+        self._max_pending = max_pending if max_pending is not None else sys.maxsize
         self._max_pending_bytes = max_pending_bytes
         # The events and bytes that wait, those of batches under way included.
         self.pending = 0
