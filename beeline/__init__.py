@@ -103,6 +103,8 @@ def init(
     - `propagate_to`: hosts whose requests get these headers: names, `.suffix`, or a callable on
       the URL; None for all.
     - `db_query_args`: False leaves the parameters of database queries out.
+    - `request_bodies`: False leaves the bodies of incoming requests out, where one is recorded.
+    - `mask_urls`: False records URLs with user info and with secrets in their queries.
     - any setting of `libhoney.transmission.Transmission`: `max_concurrent_batches`,
       `max_batch_size`, `send_frequency`, `block_on_send`, `block_on_response`, `max_pending`,
       `compression` and so on.

@@ -7,7 +7,10 @@ from collections.abc import Iterable
 from typing import Any, Callable, NamedTuple, Union
 
 from libhoney.client import DEFAULT_API_HOST, IsClassicKey
-from libhoney.internal import check_sample_rate, mask
+from libhoney.internal import check_api_host, check_key, check_sample_rate, check_text, mask
+
+# In none of the hosts that a URL's is compared with.
+_NO_HOST = frozenset("/?#@*[]\\ \t\r\n")
 
 PropagateTo = Union[Iterable[str], Callable[[str], bool], None]
 
@@ -22,9 +25,16 @@ class Settings(NamedTuple):
     api_host: str
     debug: bool
     db_query_args: bool
+    request_bodies: bool
+    mask_urls: bool
     propagate_to: Callable[[str], bool]
     is_classic: bool
     complaints: list[str]
+
+    def __repr__(self) -> str:
+        """Show all but the key."""
+        shown = self._replace(writekey=mask(self.writekey))._asdict()
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
 def resolve(
@@ -36,6 +46,8 @@ def resolve(
     api_host: str = DEFAULT_API_HOST,
     debug: bool = False,
     db_query_args: bool = True,
+    request_bodies: bool = True,
+    mask_urls: bool = True,
     propagate_to: PropagateTo = None,
     hooks: dict[str, Any] | None = None,
 ) -> Settings:
@@ -45,14 +57,14 @@ def resolve(
     cannot work.
     """
     environment = os.environ.get
-    writekey = _key(
-        _text("writekey", writekey)
+    writekey = check_key(
+        check_key(writekey)
         or environment("HONEYCOMB_WRITEKEY")
         or environment("HONEYCOMB_API_KEY")
         or ""
     )
-    dataset = _text("dataset", dataset) or environment("HONEYCOMB_DATASET") or ""
-    service_name = _text("service_name", service_name) or (
+    dataset = check_text("dataset", dataset) or environment("HONEYCOMB_DATASET") or ""
+    service_name = check_text("service_name", service_name) or (
         environment("HONEYCOMB_SERVICE") or environment("SERVICE_NAME") or ""
     )
     if api_host is DEFAULT_API_HOST or not api_host:  # left out: another equal text is given
@@ -67,7 +79,9 @@ def resolve(
         sample_rate=check_sample_rate(sample_rate),
         api_host=check_api_host(api_host),
         debug=bool(debug),
-        db_query_args=bool(db_query_args),
+        db_query_args=_choice("db_query_args", db_query_args),
+        request_bodies=_choice("request_bodies", request_bodies),
+        mask_urls=_choice("mask_urls", mask_urls),
         propagate_to=host_filter(propagate_to),
         is_classic=IsClassicKey(writekey),
         complaints=[],
@@ -80,21 +94,11 @@ def disabled() -> bool:
     return os.environ.get("HONEYCOMB_DISABLED", "").strip().lower() in ("true", "1", "yes", "on")
 
 
-def _text(name: str, value: Any) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        shown = mask(value) if name == "writekey" else repr(value)
-        raise ValueError(f"{name} must be a text, not {shown}")
+def _choice(name: str, value: Any) -> bool:
+    """Return whether to record something. A text such as "false" would say the opposite."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, not {value!r}")
     return value
-
-
-def _key(writekey: str) -> str:
-    """Return a key without the line end that files and shells leave on it."""
-    writekey = writekey.strip()
-    if not (writekey.isascii() and writekey.isprintable()):
-        raise ValueError(f"writekey must be printable ASCII, not {mask(writekey)!r}")
-    return writekey
 
 
 def _choose_names(settings: Settings) -> Settings:
@@ -120,21 +124,6 @@ def _choose_names(settings: Settings) -> Settings:
     return settings._replace(service_name=service_name, dataset=dataset)
 
 
-def check_api_host(api_host: str) -> str:
-    """Return an API host. Raises ValueError naming the setting unless it is an HTTP URL."""
-    from urllib.parse import urlsplit
-
-    try:
-        parts = urlsplit(api_host)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        usable = usable and not any(map(str.isspace, api_host))
-    except (ValueError, TypeError, AttributeError):
-        usable = False
-    if not usable:
-        raise ValueError(f"api_host must be an http or https URL, not {api_host!r}")
-    return api_host
-
-
 def host_filter(propagate_to: PropagateTo) -> Callable[[str], bool]:
     """Return a function that tells whether requests to a URL get trace headers.
 
@@ -147,21 +136,21 @@ def host_filter(propagate_to: PropagateTo) -> Callable[[str], bool]:
     if isinstance(propagate_to, str):
         propagate_to = (propagate_to,)
     try:
-        hosts = [host.lower() for host in propagate_to]
-    except (TypeError, AttributeError):
+        hosts = [str.lower(host).rstrip(".") for host in propagate_to]
+    except TypeError:
         raise ValueError(
             f"propagate_to must be hosts, a callable or None, not {propagate_to!r}"
         ) from None
     for host in hosts:
-        if any(map(str.isspace, host)) or "/" in host or host.count(":") == 1 or not host:
+        if not host or host.count(":") == 1 or not _NO_HOST.isdisjoint(host):
             raise ValueError(f"propagate_to takes hosts without scheme, port or path, not {host!r}")
     names = frozenset(host for host in hosts if not host.startswith("."))
     suffixes = tuple(host for host in hosts if host.startswith("."))
     from urllib.parse import urlsplit
 
     def is_allowed(url: str) -> bool:
-        host = (urlsplit(url).hostname or "").lower()
-        return host in names or (bool(suffixes) and host.endswith(suffixes))
+        host = (urlsplit(url).hostname or "").lower().rstrip(".")
+        return host in names or host.endswith(suffixes)
 
     return is_allowed
 

@@ -6,10 +6,17 @@ they change stays with them.
 
 from __future__ import annotations
 
-from contextvars import ContextVar
+import gc
+import sys
+from collections import defaultdict, deque
+from contextvars import ContextVar, copy_context
+from functools import partial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from contextvars import Context
+    from typing import Any
+
     from beeline.trace import Span
 
 _active: ContextVar[Span | None] = ContextVar("beeline_active_span", default=None)
@@ -29,16 +36,47 @@ class Held:
     """An active span kept for work that is done in steps, such as a generator or a streamed body.
 
     It is active inside `with`, and what was active before is so again after it, whatever thread or
-    context the step runs in.
+    context the step runs in, one at a time. A step may be ended by the work's own, as where a
+    stream closes itself.
     """
 
     __slots__ = ("_outside", "span")
 
     def __init__(self, span: Span | None) -> None:
         self.span = span
+        self._outside: tuple[Span | None, Any] | None = None
 
     def __enter__(self) -> None:
-        self._outside = activate(self.span)
+        self._outside = (get_active(), self._outside)
+        set_active(self.span)
 
     def __exit__(self, *exc_info: object) -> None:
-        self.span = activate(self._outside)
+        if self._outside is not None:
+            outside, self._outside = self._outside
+            self.span = get_active()
+            set_active(outside)
+
+
+def _keep_mappings() -> None:
+    """Let a destructor set context variables, wherever it runs.
+
+    Before Python 3.12, a collection may run inside `ContextVar.set` and `copy_context`. There, a
+    destructor that sets a variable, as a generator's end does, would free the mapping that they
+    are working on, and the interpreter would crash. So each collection begins with a copy of the
+    context, and the last few are kept, for several may run inside one such call.
+
+    No function of Python's is called for this: a signal's handler could run in it, and what that
+    raises would be lost. A callback gets the phase, "start" or "stop", and a dict. At a start, the
+    first takes "start" out of `copied`; the second looks it up, and for what is missing `copied`
+    has a context copied and kept.
+    """
+    kept: deque[Context] = deque(maxlen=4)
+    copied: defaultdict[str, None] = defaultdict(
+        map(kept.append, iter(copy_context, None)).__next__
+    )
+    gc.callbacks.append(copied.pop)
+    gc.callbacks.append(partial("{0[start].__class__.__name__}".format, copied))
+
+
+if sys.version_info < (3, 12) and sys.implementation.name == "cpython":
+    _keep_mappings()

@@ -71,6 +71,8 @@ class Beeline:
         *,
         propagate_to: PropagateTo = None,
         db_query_args: bool = True,
+        request_bodies: bool = True,
+        mask_urls: bool = True,
         **transmission_settings: Any,
     ) -> None:
         from beeline import config
@@ -86,6 +88,8 @@ class Beeline:
             debug=debug,
             propagate_to=propagate_to,
             db_query_args=db_query_args,
+            request_bodies=request_bodies,
+            mask_urls=mask_urls,
             hooks={
                 "sampler_hook": sampler_hook,
                 "presend_hook": presend_hook,
@@ -93,6 +97,8 @@ class Beeline:
                 "http_trace_propagation_hook": http_trace_propagation_hook,
             },
         )
+        if "user_agent_addition" in transmission_settings:
+            raise TypeError("user_agent_addition is the Beeline's own: libhoney.Client takes one")
         for complaint in self.settings.complaints:
             self._logger.error("%s", complaint)
         propagation.propagate_dataset = self.settings.is_classic

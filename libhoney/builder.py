@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from libhoney import state
 from libhoney.event import Event
-from libhoney.fields import FieldHolder
+from libhoney.fields import FieldHolder, merge_given
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ class Builder:
         self._fields = FieldHolder()
         if fields is not None:
             self._fields += fields
-        if data:
-            self._fields.add(data)
+        if data is not None:
+            merge_given(self._fields._data, data)
         for fn in dyn_fields:
             self._fields.add_dynamic_field(fn)
 

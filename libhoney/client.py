@@ -8,7 +8,15 @@ from libhoney import transmission
 from libhoney.builder import Builder
 from libhoney.event import Event
 from libhoney.fields import FieldHolder
-from libhoney.internal import check_sample_rate, get_logger, mask, warn_once
+from libhoney.internal import (
+    check_api_host,
+    check_key,
+    check_sample_rate,
+    check_text,
+    get_logger,
+    mask,
+    warn_once,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,19 +46,6 @@ def IsClassicKey(key: str | None) -> bool:  # users know it by this name
         and key[3:6] == "ic_"
         and _LETTERS_AND_DIGITS.issuperset(key[6:])
     )
-
-
-def _check_text(name: str, value: object) -> None:
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"{name} must be text, not {type(value).__name__}")
-
-
-def _check_host(value: str) -> None:
-    import re
-
-    _check_text("api_host", value)
-    if value and not re.match(r"https?://[^/?#\s]", value, re.IGNORECASE):
-        raise ValueError(f"api_host must be a URL such as {DEFAULT_API_HOST}, not {value!r}")
 
 
 class Client:
@@ -83,8 +78,8 @@ class Client:
 
         Raises ValueError, naming the setting, for a value that cannot work.
         """
-        _check_text("writekey", writekey)
-        _check_text("dataset", dataset)
+        writekey = check_key(writekey)
+        dataset = check_text("dataset", dataset)
         self.debug = debug
         self._logger = get_logger("honeycomb-sdk", debug)
         self.writekey = writekey
@@ -104,7 +99,8 @@ class Client:
             **transmission_settings,
         )
         if transmission_impl is None:
-            _check_host(api_host)
+            if api_host:
+                check_api_host(api_host)
             transmission_impl = own_transmission
         self.xmit = transmission_impl
         self.xmit.start()
@@ -113,8 +109,8 @@ class Client:
     def _choose_dataset(self, writekey: str, dataset: str) -> str:
         if IsClassicKey(writekey):
             return dataset
-        trimmed = (dataset or "").strip()
-        if trimmed != (dataset or ""):
+        trimmed = dataset.strip()
+        if trimmed != dataset:
             self._logger.error("dataset %r has spaces around it: they are left out", dataset)
         if not trimmed:
             self._logger.error("no dataset is set: events go to unknown_dataset")
@@ -180,6 +176,8 @@ class Client:
                     type(self.xmit).__name__,
                     exc_info=True,
                 )
+            if self.debug:
+                self.log("event %s goes to dataset %s", event._data.get("name"), event.dataset)
         else:
             self._refuse(event)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from datetime import datetime, timezone
 
 from libhoney import state
+from libhoney.fields import merge, merge_given, warn_of_name
 from libhoney.internal import warn_once
 
 TYPE_CHECKING = False
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
 
     from libhoney.client import Client
     from libhoney.fields import FieldHolder
+
+# Not the thread's: greenlets share one.
+_evaluates: ContextVar[bool] = ContextVar("honeycomb_evaluates", default=False)
 
 
 class Event:
@@ -56,30 +61,33 @@ class Event:
         Raises TypeError where `data` is not a mapping.
         """
         self._created: float | datetime = time.time()
-        self._data: dict[str, Any] = {}
         self.metadata = None
-        client = client if client is not None else state.G_CLIENT
+        if client is None:
+            client = state.G_CLIENT
         self.client = client
         if client is not None:
             self.writekey = client.writekey
             self.dataset = client.dataset
             self.api_host = client.api_host
             self.sample_rate = client.sample_rate
-            self._take(client.fields)
+            common = client.fields
+            self._data: dict[str, Any] = common._data.copy()
+            if common._dyn_fields:
+                _evaluate(common._dyn_fields, self._data)
         else:
             self.writekey = self.dataset = self.api_host = ""
             self.sample_rate = 1
+            self._data = {}
         if fields is not None:
-            self._take(fields)
-        if data:
-            self.add(data)
+            self._data.update(fields._data)
+            if fields._dyn_fields:
+                _evaluate(fields._dyn_fields, self._data)
+        if type(data) is dict:
+            self._data.update(data)
+        elif data is not None:
+            merge_given(self._data, data)
         if dyn_fields:
             _evaluate(dyn_fields, self._data)
-
-    def _take(self, fields: FieldHolder) -> None:
-        self._data.update(fields._data)
-        if fields._dyn_fields:
-            _evaluate(fields._dyn_fields, self._data)
 
     @property
     def created_at(self) -> datetime:
@@ -95,7 +103,10 @@ class Event:
 
     def add_field(self, name: str, val: Any) -> None:
         """Set one field."""
-        self._data[name] = val
+        try:
+            self._data[name] = val
+        except Exception:
+            warn_of_name(name)
 
     def add_metadata(self, md: Any) -> None:
         """Set what comes back as `metadata` in this event's response."""
@@ -103,9 +114,7 @@ class Event:
 
     def add(self, data: Mapping[str, Any]) -> None:
         """Set many fields. Raises TypeError unless `data` is a mapping."""
-        if type(data) is not dict and not isinstance(data, Mapping):
-            raise TypeError("add requires a dict-like argument")
-        self._data.update(data)
+        merge(self._data, data)
 
     def timer(self, name: str) -> Timer:
         """Return a context manager that sets field `name` to the milliseconds spent inside."""
@@ -117,9 +126,10 @@ class Event:
 
     def send(self) -> None:
         """Send one in `sample_rate` such events, chosen at random; report the others as dropped."""
+        rate = self.sample_rate
         if self.client is None:
             state.warn_uninitialized()
-        elif _should_drop(self.sample_rate):
+        elif (type(rate) is not int or rate > 1) and _should_drop(rate):
             self.client.send_dropped_response(self)
         else:
             self.client.send(self)
@@ -155,18 +165,26 @@ class Timer:
 
 
 def _evaluate(functions: Iterable[Callable[[], Any]], data: dict[str, Any]) -> None:
-    for function in tuple(functions):
-        name = getattr(function, "__name__", type(function).__name__)
-        try:
-            data[name] = function()
-        except Exception:
-            warn_once(
-                "honeycomb-sdk",
-                ("dynamic field", name),
-                "dynamic field %s raised; events are sent without it",
-                name,
-                exc_info=True,
-            )
+    if _evaluates.get():
+        return  # in a dynamic field that makes events itself: it would have no end
+    outside = _evaluates.set(True)
+    try:
+        for function in tuple(functions):
+            kind = type(function).__name__
+            name = None
+            try:
+                name = str(getattr(function, "__name__", kind))
+                data[name] = function()
+            except Exception:
+                warn_once(
+                    "honeycomb-sdk",
+                    ("dynamic field", name),
+                    "dynamic field %s raised; events are sent without it",
+                    name or kind,
+                    exc_info=True,
+                )
+    finally:
+        _evaluates.reset(outside)
 
 
 def _should_drop(rate: Any) -> bool:
@@ -176,5 +194,5 @@ def _should_drop(rate: Any) -> bool:
         import random
 
         return bool(random.random() * rate >= 1)
-    except TypeError:
+    except Exception:
         return False

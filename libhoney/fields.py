@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from libhoney.internal import warn_once
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
@@ -39,7 +41,10 @@ class FieldHolder:
 
     def add_field(self, name: str, val: Any) -> None:
         """Set one field."""
-        self._data[name] = val
+        try:
+            self._data[name] = val
+        except Exception:
+            warn_of_name(name)
 
     def add_dynamic_field(self, fn: Callable[[], Any]) -> None:
         """Add a function called for each new event; its name is the field's.
@@ -48,14 +53,47 @@ class FieldHolder:
         """
         if not callable(fn):
             raise TypeError("add_dynamic_field requires function argument")
-        self._dyn_fields.add(fn)
+        try:
+            self._dyn_fields.add(fn)
+        except Exception:  # it is kept in a set
+            warn_of_name(fn)
 
     def add(self, data: Mapping[str, Any]) -> None:
         """Set many fields. Raises TypeError unless `data` is a mapping."""
-        if not isinstance(data, Mapping):
-            raise TypeError("add requires a dict-like argument")
-        self._data.update(data)
+        merge(self._data, data)
 
     def is_empty(self) -> bool:
         """Tell whether there is no fixed field."""
         return not self._data
+
+
+def merge(fields: dict[str, Any], data: Any) -> None:
+    """Add a user's mapping to fields; where it raises, leave the rest out and say so in the log.
+
+    Raises TypeError unless `data` is a mapping.
+    """
+    try:
+        is_mapping = type(data) is dict or isinstance(data, Mapping)
+    except Exception:  # it looks its class up, as proxies do
+        is_mapping = False
+    if not is_mapping:
+        raise TypeError("add requires a dict-like argument")
+    try:
+        fields.update(data)
+    except Exception:
+        warn_once("honeycomb-sdk", "add", "fields are left out: %s raised", type(data))
+
+
+def merge_given(fields: dict[str, Any], data: Any) -> None:
+    """Add a mapping as `merge` does, but take anything that is empty for none."""
+    try:
+        is_given = bool(data)
+    except Exception:
+        is_given = True
+    if is_given:
+        merge(fields, data)
+
+
+def warn_of_name(name: object) -> None:
+    """Say in the log that a field is left out, for its name or its function has no hash."""
+    warn_once("honeycomb-sdk", "name", "a field is left out: %s has no hash", type(name))

@@ -16,14 +16,18 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import io
 import json
 import os
 import re
 import signal
 import socket
+import ssl
 import struct
+import subprocess
 import threading
 import time
+import unittest
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +37,7 @@ from datetime import datetime
 from http import HTTPStatus
 from http.client import HTTPException, HTTPMessage, parse_headers
 from importlib import import_module
+from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, final
 from urllib.parse import unquote
@@ -69,18 +74,21 @@ class Answer:
     statuses: Sequence[int | dict[str, Any]] | None = None
     #: Cut the array to so many entries; an event without an entry is not taken.
     short: int | None = None
+    #: So many entries more than there are events.
+    extra: int = 0
     #: Do not answer before `Receiver.release()`, or at all if it is stopped.
     hang: bool = False
     #: Close the connection: `before` the answer; `halfway` through its body; `after`
-    #: it, unannounced; or with a reset `during-read` of the request's body.
-    close: Literal["", "before", "halfway", "after", "during-read"] = ""
+    #: it, unannounced; or with a reset, `during-read` of the request's body, when some of it
+    #: has come, or once the batch is `taken`, in place of the answer.
+    close: Literal["", "before", "halfway", "after", "during-read", "taken"] = ""
     #: Wait before each byte of the body.
     drip: float = 0.0
     #: Wait before each byte of the status line and headers.
     slow_headers: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.close not in ("", "before", "halfway", "after", "during-read"):
+        if self.close not in ("", "before", "halfway", "after", "during-read", "taken"):
             raise ValueError(f"close={self.close!r} is not known")
 
     @property
@@ -131,6 +139,8 @@ class ReceivedRequest:
     events: list[Any] | None = None
     #: Answered, 0 while or if there is no answer.
     status: int = 0
+    #: Monotonic time at which the whole answer was sent, 0 while or if it was not.
+    answered_at: float = 0.0
 
 
 class _Refusal(Exception):
@@ -147,7 +157,9 @@ class Receiver:
     """An ingest endpoint on 127.0.0.1 that answers in daemon threads.
 
     `prefix` is a path before `/1/batch`. `lenient_size` takes batches of any size.
-    `count_only` keeps nothing but counts, and does not check each event.
+    `count_only` keeps nothing but counts, and does not check each event. `certificate`
+    is a PEM file with a key, as `make_certificate` makes; then it speaks TLS.
+    `receive_buffer` is how many bytes the system may take of a request that is not read yet.
 
     An event counts as accepted from just before its answer is sent, so a client that
     has read an answer finds its events here; one that gave up waiting may too.
@@ -163,11 +175,14 @@ class Receiver:
         port: int = 0,
         lenient_size: bool = False,
         count_only: bool = False,
+        certificate: str | Path | None = None,
+        receive_buffer: int | None = None,
     ) -> None:
         self.port = port
         self.prefix = "/" + prefix.strip("/") if prefix.strip("/") else ""
         self.lenient_size = lenient_size
         self.count_only = count_only
+        self._receive_buffer = receive_buffer
         self.events: list[ReceivedEvent] = []
         self.requests: list[ReceivedRequest] = []
         #: Accepted events, the batches they came in, and these bodies' bytes as sent.
@@ -181,6 +196,10 @@ class Receiver:
                 self._parse = import_module("orjson").loads
             with suppress(ImportError):
                 self._gunzip = import_module("isal.igzip").decompress
+        self._tls: ssl.SSLContext | None = None
+        if certificate is not None:
+            self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._tls.load_cert_chain(certificate)
         self._connections_made = 0
         self._stopped_afresh()
         _receivers.add(self)
@@ -197,7 +216,7 @@ class Receiver:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}{self.prefix}"
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self.port}{self.prefix}"
 
     def start(self) -> None:
         """Listen; after `stop`, on the same port again."""
@@ -205,6 +224,8 @@ class Receiver:
             return
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if self._receive_buffer is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
         try:
             listener.bind(("127.0.0.1", self.port))
             listener.listen(4096)
@@ -342,6 +363,10 @@ class Receiver:
         while not self._stopping.is_set():
             try:
                 connection, _ = listener.accept()
+                if self._tls is not None:
+                    connection = self._tls.wrap_socket(
+                        connection, server_side=True, do_handshake_on_connect=False
+                    )
             except OSError:
                 self._stopping.wait(0.01)  # out of file descriptors, or stopping
                 continue
@@ -363,6 +388,8 @@ class Receiver:
         try:
             with connection, connection.makefile("rb") as incoming:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if isinstance(connection, ssl.SSLSocket):
+                    connection.do_handshake()
                 try:
                     while self._serve_one(connection, incoming, number):
                         pass
@@ -373,7 +400,9 @@ class Receiver:
         finally:
             del self._connections[threading.current_thread()]
 
-    def _serve_one(self, connection: socket.socket, incoming: BinaryIO, number: int) -> bool:
+    def _serve_one(
+        self, connection: socket.socket, incoming: io.BufferedReader, number: int
+    ) -> bool:
         """Read and answer a request; tell whether the connection can take another."""
         line = incoming.readline(65537)
         if not line:
@@ -388,10 +417,12 @@ class Receiver:
 
         with self._changed:
             answer = self._ordered.popleft() if self._ordered else self._default
+            released = self._released  # who takes the order back and releases, releases this one
         request = ReceivedRequest(method, path, headers, connection=number)
         if answer.close == "during-read":
-            reset = struct.pack("ii", 1, 0)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+            if headers.get("Content-Length") != "0":
+                incoming.peek(1)
+            _close_by_reset(connection)
             self._record(request)
             return False
         if headers.get("Expect", "").lower() == "100-continue":
@@ -401,13 +432,14 @@ class Receiver:
             return False
         request.body = body
         request.received_at = time.monotonic()
-        return self._answer(connection, request, answer, keep)
+        return self._answer(connection, request, answer, released, keep)
 
     def _answer(
         self,
         connection: socket.socket,
         request: ReceivedRequest,
         answer: Answer,
+        released: threading.Event,
         keep: bool,
     ) -> bool:
         refusal: _Refusal | None = None
@@ -417,7 +449,6 @@ class Receiver:
             dataset, entries = self._read_batch(request)
         except _Refusal as error:
             refusal = error
-        released = self._released  # before anyone can see the request and release it
         batch = self._record(request)
 
         if answer.hang and not self._stopping.is_set():
@@ -435,14 +466,21 @@ class Receiver:
             status, content = refusal.status, _error(refusal.error)
         else:
             entries = _as_ordered(entries, answer.statuses or ())[: answer.short]
+            entries += [ACCEPTED] * answer.extra
             content = _json_array(entries)
 
         with self._changed:
-            request.status = status
+            request.status = 0 if answer.close == "taken" else status
             if answer.takes_events and not refusal and answer.close != "halfway":
                 self._take(request, dataset, entries, batch)
             self._changed.notify_all()
-        return self._send(connection, status, content, answer, keep=keep)
+        if answer.close == "taken":
+            _close_by_reset(connection)
+            return False
+        keep = self._send(connection, status, content, answer, keep=keep)
+        if answer.close != "halfway":
+            request.answered_at = time.monotonic()
+        return keep
 
     def _record(self, request: ReceivedRequest) -> int:
         with self._changed:
@@ -461,7 +499,8 @@ class Receiver:
     ) -> None:
         self.counts["batches"] += 1
         self.counts["bytes"] += len(request.body)
-        self.counts["events"] += sum(entry.get("status") == 202 for entry in entries)
+        taken = entries[: len(request.events or ())]
+        self.counts["events"] += sum(entry.get("status") == 202 for entry in taken)
         if self.count_only:
             return
         for event, entry in zip(request.events or (), entries):
@@ -587,6 +626,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_all_inherited)
 
 
+def _close_by_reset(connection: socket.socket) -> None:
+    """Have the connection's end be a reset."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
 def _read_body(incoming: BinaryIO, headers: HTTPMessage) -> bytes | None:
     """Read a request's body; None if the client went away before its end."""
     if headers.get("Transfer-Encoding", "").lower() != "chunked":
@@ -687,6 +731,55 @@ def _phrase(status: int) -> str:
         return HTTPStatus(status).phrase
     except ValueError:
         return "Unknown"
+
+
+_CA_SETTINGS = """\
+[ca]
+default_ca = this
+[this]
+database = index
+new_certs_dir = .
+rand_serial = yes
+default_md = sha256
+policy = policy
+x509_extensions = extensions
+[policy]
+commonName = supplied
+[extensions]
+basicConstraints = critical, CA:FALSE
+keyUsage = critical, digitalSignature
+subjectKeyIdentifier = hash
+subjectAltName = {name}
+"""
+
+
+def make_certificate(
+    directory: Path, *, name: str = "IP:127.0.0.1", start: str = "20000101", end: str = "20991231"
+) -> Path:
+    """Make a key and a certificate signed with it; return the PEM file with both.
+
+    `name` is as OpenSSL's `subjectAltName`, the dates are of the form YYYYMMDD. Where the
+    `openssl` program is absent or cannot do this, as LibreSSL's, the test is skipped.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "index").touch()
+    (directory / "settings").write_text(_CA_SETTINGS.format(name=name))
+    new_key = "req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
+    sign = f"ca -config settings -selfsign -batch -startdate {start}000000Z -enddate {end}000000Z"
+    for command in (
+        f"{new_key} -config settings -subj /CN=receiver -keyout key -out request",
+        f"{sign} -keyfile key -in request -notext -out certificate",
+    ):
+        try:
+            subprocess.run(
+                ["openssl", *command.split()], cwd=directory, check=True, capture_output=True
+            )
+        except (OSError, subprocess.CalledProcessError) as error:
+            words = getattr(error, "stderr", b"").decode(errors="replace")
+            raise unittest.SkipTest(f"no certificate can be made: {error} {words}") from error
+    pem = directory / "both.pem"
+    pem.write_text((directory / "key").read_text() + (directory / "certificate").read_text())
+    return pem
 
 
 def main() -> None:

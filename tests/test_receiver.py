@@ -7,20 +7,22 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from tests.receiver import Answer, Receiver
+from tests.receiver import Answer, Receiver, make_certificate
 
 TIME = "2024-05-01T12:00:00.123456Z"
 HEADERS = {"X-Honeycomb-Team": "key", "Content-Type": "application/json"}
@@ -401,6 +403,25 @@ def test_a_hanging_request_is_answered_when_released(receiver: Receiver) -> None
     assert [e.batch for e in receiver.events] == [1, 0]
 
 
+def test_what_is_released_while_its_body_comes_does_not_hang(receiver: Receiver) -> None:
+    """It has the order to hang, which is taken back before the whole request is there."""
+    receiver.always(Answer(hang=True))
+    body = json.dumps([event()]).encode()
+    head = (
+        "POST /1/batch/things HTTP/1.1\r\nHost: localhost\r\nX-Honeycomb-Team: key\r\n"
+        "Content-Type: application/json\r\nConnection: close\r\n"
+        f"Content-Length: {len(body)}\r\nExpect: 100-continue\r\n\r\n"
+    )
+    address = urlsplit(receiver.url)
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(1000).startswith(b"HTTP/1.1 100")
+        receiver.always(None)
+        receiver.release()
+        connection.sendall(body)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -467,6 +488,37 @@ def test_close_during_read_resets_the_connection(receiver: Receiver) -> None:
     assert (request.status, request.body, request.events) == (0, b"", None)
 
 
+def test_close_taken_resets_the_connection_when_the_events_are_taken(receiver: Receiver) -> None:
+    """The client learns nothing; the events are there."""
+    receiver.order(Answer(close="taken"))
+    with pytest.raises(ConnectionResetError):
+        post(receiver, [event("kept")])
+    receiver.one("kept")
+    assert [request.status for request in receiver.requests] == [0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_whole"),
+    [
+        (Answer(), True),
+        (Answer(503), True),
+        (Answer(close="after"), True),
+        (Answer(close="before"), False),
+        (Answer(close="halfway"), False),
+        (Answer(close="taken"), False),
+    ],
+)
+def test_a_request_tells_when_the_whole_answer_was_sent(answer: Answer, is_whole: bool) -> None:
+    """Where it was not, the client cannot know what became of its events."""
+    with Receiver() as receiver:
+        receiver.order(answer)
+        with suppress(OSError, http.client.HTTPException):
+            post(receiver, [event()])
+    (request,) = receiver.requests
+    assert (request.answered_at >= request.received_at) == is_whole
+    assert (request.answered_at == 0.0) != is_whole
+
+
 @pytest.mark.parametrize(
     "answer", [Answer(drip=0.001), Answer(slow_headers=0.001, status=503, body="no")]
 )
@@ -482,6 +534,12 @@ def test_a_dripping_answer_is_whole_at_last(receiver: Receiver, answer: Answer) 
 def test_a_misspelt_close_is_an_error() -> None:
     with pytest.raises(ValueError, match="befor"):
         Answer(close="befor")  # type: ignore[arg-type]
+
+
+def test_entries_beyond_the_events_are_added_and_count_for_nothing(receiver: Receiver) -> None:
+    receiver.order(Answer(extra=2))
+    assert post(receiver, [event()]) == (200, [{"status": 202}] * 3)
+    assert receiver.counts["events"] == len(receiver.events) == 1
 
 
 # Looking at what came
@@ -695,6 +753,38 @@ def test_a_forked_child_can_start_a_receiver_of_its_own() -> None:
         with stopped:
             os._exit(0 if post(stopped, [event()])[0] == 200 else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl program")
+@pytest.mark.parametrize(
+    ("made", "wanted"),
+    [
+        ({}, ""),
+        ({"name": "DNS:elsewhere.example"}, "mismatch"),
+        ({"start": "20200101", "end": "20200102"}, "expired"),
+        (None, "self[- ]signed"),
+    ],
+)
+def test_speaks_tls_with_a_certificate_as_asked_for(
+    tmp_path: Path, made: dict[str, str] | None, wanted: str
+) -> None:
+    """Who trusts the certificate gets through, unless it is of another name or out of date."""
+    certificate = make_certificate(tmp_path, **(made or {}))
+    trusting = ssl.create_default_context(cafile=None if made is None else str(certificate))
+    with Receiver(certificate=certificate) as receiver:
+        assert receiver.url == f"https://127.0.0.1:{receiver.port}"
+        with closing(socket.create_connection(("127.0.0.1", receiver.port), 30)) as silent:
+            tls = http.client.HTTPSConnection(f"127.0.0.1:{receiver.port}", context=trusting)
+            with closing(tls) as connection:
+                if not wanted:
+                    for _ in range(2):
+                        assert exchange(connection, [event()])[0] == 200
+                else:
+                    with pytest.raises(ssl.SSLCertVerificationError, match=wanted):
+                        exchange(connection, [event()])
+                receiver.stop()
+            assert silent.recv(1) == b""
+    assert len(receiver.events) == (0 if wanted else 2)
 
 
 # As a process

@@ -36,8 +36,8 @@ class HoneyWSGIMiddleware(wsgi.HoneyWSGIMiddleware):
 
     def late_fields(self, environ: wsgi.Environ) -> dict[str, Any]:
         """Return the endpoint that Flask found, None where it found none."""
-        request = environ.get("werkzeug.request")
-        return {"request.route": getattr(request, "endpoint", None)}
+        request = environ.get("werkzeug.request")  # None again when Flask is done
+        return _route(request) if request is not None else {}
 
 
 class HoneyDBMiddleware:
@@ -70,3 +70,8 @@ def _record_exception(sender: flask.Flask, exception: BaseException, **_: Any) -
     span = flask.request.environ.get(wsgi.SERVER_SPAN_KEY) if flask.has_request_context() else None
     if isinstance(span, ServerSpan):
         span.record_error(exception)
+        span.add(lambda: _route(flask.request))
+
+
+def _route(request: Any) -> dict[str, Any]:
+    return {"request.route": getattr(request, "endpoint", None)}

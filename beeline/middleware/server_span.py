@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from time import perf_counter
 from typing import Any, Callable
 
 import beeline
 from beeline.context import Held, activate, get_active
-from beeline.internal import stringify_exception, warn_of_exception
+from beeline.internal import warn_of_exception
+from beeline.masking import exception_text, mask_query
 from beeline.propagation import Request
-from beeline.trace import Span, Tracer
+from beeline.trace import Span, SpanEvent, Tracer
 
 
 class ServerSpan(Held):
@@ -20,22 +22,23 @@ class ServerSpan(Held):
     spans that were left open inside.
     """
 
-    __slots__ = ("_root", "_tracer")
+    __slots__ = ("_end", "_tracer", "root")
 
     def __init__(self, tracer: Tracer, root: Span) -> None:
         super().__init__(root)
         self._tracer = tracer
-        self._root = root
+        self.root = root
+        self._end: float | None = None
 
     @property
     def finished(self) -> bool:
         """Whether the request's span was sent."""
-        return self._root.finished
+        return self.root.finished
 
     def add(self, describe: Callable[[], Mapping[str, Any]]) -> None:
         """Add the fields that `describe()` returns to the request's span; never raise."""
         try:
-            self._root.add_context(describe())
+            self.root.add_context(describe())
         except Exception:
             warn_of_exception("a request's fields are missing")
 
@@ -44,15 +47,63 @@ class ServerSpan(Held):
         self.add(
             lambda: {
                 "request.error": str(type(error)),
-                "request.error_detail": stringify_exception(error),
+                "request.error_detail": exception_text(error),
             }
         )
 
+    def link(self, messages: Callable[[], Iterable[Request]]) -> None:
+        """Link the request's span to each trace that `messages()` bring; never raise."""
+        try:
+            for message in messages():
+                context = self._tracer.parse_http_trace(message)
+                if context is not None and context.trace_id:
+                    self._tracer.add_link(self.root, context)
+        except Exception:
+            warn_of_exception("links to other traces are missing")
+
     def finish(self) -> None:
-        """Send the request's span, and before it what is still open inside; once."""
-        if not self._root.finished:
-            with self:
-                self._tracer.finish_trace(self._root, self.span)
+        """Send the request's span, and what is still open inside; once."""
+        event = self.root.event
+        if self._end is not None and isinstance(
+            event, SpanEvent
+        ):  # not one that the user put there
+            event._started += perf_counter() - self._end
+        self._end = None
+        with self:
+            self._tracer.finish_trace(self.root)
+
+    def mark_end(self) -> None:
+        """Let the request's span end here, whenever it is sent; never raise."""
+        self._end = perf_counter()
+
+    def finish_root(self) -> None:
+        """Send the request's span alone, once: its answer is complete, its work goes on.
+
+        What is open inside belongs to that work, and so do spans it starts from here on; `finish`
+        sends what it leaves behind.
+        """
+        active = activate(None)  # with the root around it as before
+        self._tracer.finish_span(self.root)
+        activate(active)
+
+
+def request_fields(
+    framework: str, request: Request, remote_addr: Any, content_length: Any, user_agent: Any
+) -> dict[str, Any]:
+    """Return the fields of a request's span; the framework's name starts the span's."""
+    method = request.method()
+    return {
+        "name": f"{framework}_http_{method.lower()}" if method else f"{framework}_http",
+        "type": "http_server",
+        "request.host": request.host(),
+        "request.method": method,
+        "request.path": request.path(),
+        "request.remote_addr": remote_addr,
+        "request.content_length": content_length or 0,
+        "request.user_agent": user_agent,
+        "request.scheme": request.scheme(),
+        "request.query": mask_query(request.query()),
+    }
 
 
 def start_server_span(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Callable
 
-from beeline.middleware.server_span import ServerSpan, start_server_span
+from beeline.middleware.server_span import ServerSpan, request_fields, start_server_span
 from beeline.propagation import Request
 
 Environ = dict[str, Any]
@@ -65,19 +65,13 @@ class WSGIRequest(Request):
     def request_context(self) -> dict[str, Any]:
         """Return the fields of the request's span."""
         environ = self._environ
-        method = self.method()
-        return {
-            "name": f"{self._name}_http_{method.lower()}" if method else f"{self._name}_http",
-            "type": "http_server",
-            "request.host": self.host(),
-            "request.method": method,
-            "request.path": self.path(),
-            "request.remote_addr": environ.get("REMOTE_ADDR"),
-            "request.content_length": environ.get("CONTENT_LENGTH") or 0,
-            "request.user_agent": environ.get("HTTP_USER_AGENT"),
-            "request.scheme": self.scheme(),
-            "request.query": self.query(),
-        }
+        return request_fields(
+            self._name,
+            self,
+            environ.get("REMOTE_ADDR"),
+            environ.get("CONTENT_LENGTH"),
+            environ.get("HTTP_USER_AGENT"),
+        )
 
 
 class HoneyWSGIMiddleware:
@@ -116,9 +110,10 @@ class HoneyWSGIMiddleware:
         if isinstance(body, (list, tuple)):
             span.finish()
             return body
-        if _is_file_wrapper(body, environ) and _finish_at_close(body, span):
+        if _is_file_wrapper(body, environ):
+            _finish_at_close(body, span)
             return body
-        return TracedBody(body, span)
+        return SizedTracedBody(body, span) if hasattr(body, "__len__") else TracedBody(body, span)
 
     def late_fields(self, environ: Environ) -> dict[str, Any]:
         """Return fields known only when the framework has seen the request."""
@@ -128,9 +123,11 @@ class HoneyWSGIMiddleware:
         self, span: ServerSpan, environ: Environ, start_response: Callable[..., Any]
     ) -> Callable[..., Any]:
         def start_recorded_response(status: str, *args: Any, **kwargs: Any) -> Any:
-            span.add(
-                lambda: {"response.status_code": _status_code(status), **self.late_fields(environ)}
-            )
+            code = _status_code(status)
+            span.add(lambda: {"response.status_code": code, **self.late_fields(environ)})
+            error = _error_behind(*args[1:], **kwargs)
+            if error is not None and code is not None and code >= 500:
+                span.record_error(error)
             return start_response(status, *args, **kwargs)
 
         return start_recorded_response
@@ -178,15 +175,25 @@ class TracedBody:
         self._span.finish()
 
 
+class SizedTracedBody(TracedBody):
+    """A body that knows how many pieces it has: of a single one a server tells the length."""
+
+    def __len__(self) -> int:
+        return len(self._body)  # type: ignore[arg-type]
+
+
 def _is_file_wrapper(body: Any, environ: Environ) -> bool:
     wrapper = environ.get("wsgi.file_wrapper")
-    return isinstance(wrapper, type) and isinstance(body, wrapper)
+    if isinstance(wrapper, type):
+        return isinstance(body, wrapper)
+    # uWSGI's is a function that returns the file itself.
+    return wrapper is not None and hasattr(body, "read")
 
 
-def _finish_at_close(body: Any, span: ServerSpan) -> bool:
+def _finish_at_close(body: Any, span: ServerSpan) -> None:
     """Let a body's own `close` finish the span, so that the server still knows its file wrapper.
 
-    Return False where the body takes no attributes.
+    Where the body takes no attributes, finish now: only the server sees its end.
     """
     close = getattr(body, "close", None)
 
@@ -205,8 +212,13 @@ def _finish_at_close(body: Any, span: ServerSpan) -> bool:
     try:
         body.close = close_and_finish
     except AttributeError:
-        return False
-    return True
+        span.finish()
+
+
+def _error_behind(exc_info: Any = None, *_: Any, **__: Any) -> BaseException | None:
+    """Return the exception that a response is an error page for, as PEP 3333 has it told."""
+    error = exc_info[1] if isinstance(exc_info, tuple) and len(exc_info) == 3 else None
+    return error if isinstance(error, BaseException) else None
 
 
 def _status_code(status: Any) -> int | None:

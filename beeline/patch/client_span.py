@@ -7,29 +7,12 @@ from typing import Any
 
 import beeline
 from beeline.context import get_active
-from beeline.internal import stringify_exception, warn_of_exception
+from beeline.internal import warn_of_exception
+from beeline.masking import exception_text, mask_url, text_of
 from beeline.trace import Span, Tracer
 
-_USER_INFO = re.compile(r"(?:(?<=//)|^)[^\s/?#]{0,4096}@|(?<=['\"])[^\s/?#'\"]{0,4096}@")
-# Query parameters that commonly hold a secret: by their whole name, or its last word.
-_SECRET = re.compile(
-    r"(?<=[?&;#])((?:[\w.~%-]*[_.-])?"
-    r"(?:(?:access|refresh|id|auth|api|session|csrf)?token|jwt|key"
-    r"|(?:api|access|secret|private|auth|subscription)key|(?:client)?secret|passw(?:or)?d|pass|pwd"
-    r"|passphrase|sig|signature|auth|authorization|credentials?|session|session[_-]?id)=)"
-    r"[^&;#\s]*",
-    re.IGNORECASE,
-)
 _HEADER_NAME = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
-
-
-def mask_url(url: Any) -> str:
-    """Return a URL, or a text with URLs in it, fit to be recorded.
-
-    User info and the values of query parameters that commonly hold secrets are masked.
-    """
-    return _SECRET.sub(r"\1***", _USER_INFO.sub("***@", _text(url)))
 
 
 class ClientSpan:
@@ -48,9 +31,13 @@ class ClientSpan:
     def headers_for(self, url: Any) -> dict[str, str]:
         """Return the headers to add to a request for a URL, one of a chain of redirects."""
         try:
-            if self._propagates_to(_text(url)):
+            if self._propagates_to(text_of(url)):
                 headers = self._tracer.propagation_headers() or {}
-                return {name: value for name, value in headers.items() if _can_send(name, value)}
+                return {
+                    str.__str__(name): str.__str__(value)  # of a class whose `encode` may raise
+                    for name, value in headers.items()
+                    if _can_send(name, value)
+                }
         except Exception:
             warn_of_exception("a request goes without its trace's headers")
         return {}
@@ -79,7 +66,7 @@ class ClientSpan:
                 self._span.add_context(
                     {
                         "request.error_type": str(type(error)),
-                        "request.error": mask_url(stringify_exception(error)),
+                        "request.error": exception_text(error),
                     }
                 )
             except Exception:
@@ -98,7 +85,7 @@ def start_client_span(
     if current is None or get_active() is None:
         return None
     try:
-        method = _text(method)
+        method = text_of(method)
         tracer = current.tracer_impl
         span = tracer.start_span(
             {
@@ -114,10 +101,6 @@ def start_client_span(
     if span is None:
         return None
     return ClientSpan(tracer, span, current.settings.propagate_to)
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _can_send(name: Any, value: Any) -> bool:

@@ -7,6 +7,7 @@ of trace fields. Every part is bounded, for anybody may send this header.
 from __future__ import annotations
 
 import binascii
+from itertools import islice
 
 from beeline import propagation
 from beeline.propagation import PropagationContext, Request
@@ -162,10 +163,13 @@ def _fields_json(fields: Any) -> bytes:
 
     try:
         fields = dict(fields)
+        if len(fields) > MAX_FIELDS:
+            _say("trace fields beyond %d left out in %s", MAX_FIELDS, HEADER)
+            fields = dict(islice(fields.items(), MAX_FIELDS))
         encoded = json.dumps(fields, default=str, allow_nan=False, separators=(",", ":")).encode(
             "ascii"
         )
-        if len(encoded) <= MAX_SENT_CONTEXT_BYTES and len(fields) <= MAX_FIELDS:
+        if len(encoded) <= MAX_SENT_CONTEXT_BYTES:
             return encoded
     except Exception:  # the values are the user's: anything may happen
         pass
@@ -189,7 +193,7 @@ def _fields_json_one_by_one(fields: Any) -> bytes:
                 part = f"{key}:{json.dumps(str(value))}"
         except Exception:
             continue
-        if size + len(part) + 1 <= MAX_SENT_CONTEXT_BYTES and len(parts) < MAX_FIELDS:
+        if size + len(part) + 1 <= MAX_SENT_CONTEXT_BYTES:
             parts.append(part)
             size += len(part) + 1
     if len(parts) < len(fields):

@@ -65,11 +65,21 @@ class ResponseQueue(queue.Queue[Any]):
 
     def offer(self, responses: list[Response]) -> None:
         """Put as many as there is room for, without waiting."""
-        try:
-            for one in responses:
-                self.put_nowait(one)
-        except queue.Full:
+        if not hasattr(self, "mutex"):  # gevent's
+            try:
+                for one in responses:
+                    self.put_nowait(one)
+            except queue.Full:
+                return
             return
+        # A signal handler's exception must find no lock of Python's making half taken.
+        with self.mutex:
+            for one in responses:
+                if 0 < self.maxsize <= self._qsize():
+                    return
+                self._put(one)
+                self.unfinished_tasks += 1
+                self.not_empty.notify()
 
     def has_room(self) -> bool:
         """Tell whether `offer` would put anything; may be out of date at once."""

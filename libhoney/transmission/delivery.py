@@ -13,9 +13,18 @@ from libhoney.transmission.base import Response, response
 from libhoney.transmission.batching import Batch, Destination
 from libhoney.transmission.encoding import loads
 
+# Not the module's own generator, which an application may have seeded.
+_random = random.SystemRandom()
+
 UNANSWERED = "event dropped; no answer came in time"
-# Seconds to wait before each retry, less a random part up to half.
-RETRY_DELAYS = (0.25, 0.5, 1.0, 2.0, 4.0)
+LOST_TWICE = "event dropped; it was sent twice and may have arrived, but no answer did"
+# Seconds to wait before each retry, less a random part up to half: together at least 30.
+RETRY_DELAYS = (0.25, 0.5, 1.0, 2.0, 4.0, *(8.0,) * 7)
+# How often an event may be sent without an answer: the server may have taken it each time.
+_MAX_LOST_ANSWERS = 2
+# Which delay comes after a lost answer at least: what took it is to be over, for the other attempt
+# is the last.
+_AFTER_LOST_ANSWER = 5
 # The longest `Retry-After` that is obeyed, seconds; a longer one counts as this much.
 MAX_RETRY_AFTER = 30.0
 # What is read of an answer, and kept of a server's words.
@@ -52,25 +61,37 @@ def batch_url(destination: Destination) -> str:
 class Delivery:
     """The state of a batch on its way.
 
-    The owner posts `body()`, tells what came of it with `answered` or `failed`, and posts again
-    after as many seconds as these return, until they return None. Then `outcomes` is complete.
+    The owner posts `body()`, tells when it `was_sent` and what came of it with `answered` or
+    `failed`, and posts again after as many seconds as these return, until they return None. Then
+    `outcomes` is complete.
     """
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.url = batch_url(batch.destination)
-        self.outcomes: list[Outcome] = [Outcome(0, "", UNANSWERED)] * len(batch.ends)
+        self.outcomes: list[Outcome] = [Outcome(0, "", UNANSWERED)] * len(batch.items)
         self.retried = 0
-        self._outstanding = list(range(len(batch.ends)))
+        # For the owner, in monotonic seconds: of the first attempt, and of the next one while
+        # that is waited for.
+        self.started: float | None = None
+        self.due: float | None = None
+        self._outstanding = list(range(len(batch.items)))
         self._attempts = 0
+        self._is_sent = False
+        self._lost_answers = 0
 
-    def body(self) -> bytes | bytearray:
+    def body(self) -> bytearray:
         """Return the JSON array of the events still to be delivered."""
         whole = len(self._outstanding) == len(self.outcomes)
         return self.batch.body(None if whole else self._outstanding)
 
+    def was_sent(self) -> None:
+        """Take note that all of the request has left: without an answer, it may have arrived."""
+        self._is_sent = True
+
     def answered(self, status: int, headers: Mapping[str, str], body: bytes) -> float | None:
         """Take the server's answer; return the seconds until the next attempt, None for none."""
+        self._is_sent = False
         if status in (200, 202):
             self._each_answered(status, body)
             return self._next_attempt(_retry_after(headers))
@@ -82,13 +103,31 @@ class Delivery:
 
     def failed(self, error: str, worth_retrying: bool = True) -> float | None:
         """Take a failure to reach the server; return as `answered` does."""
+        least_step = 0
+        if self._is_sent:
+            self._is_sent = False
+            self._lost_answers += 1
+            least_step = _AFTER_LOST_ANSWER
+            if self._lost_answers >= _MAX_LOST_ANSWERS:
+                worth_retrying = False
+                error = f"{LOST_TWICE}: {error}"
         # What a server said before is worth more than that it cannot be reached now.
         for index in self._outstanding:
             if self.outcomes[index].status == 0:
                 self.outcomes[index] = Outcome(0, "", error)
         if not worth_retrying:
             self._outstanding = []
-        return self._next_attempt(None)
+        return self._next_attempt(None, least_step)
+
+    def interrupted(self) -> None:
+        """Take note that nobody waits any longer for the answer to what may have been sent."""
+        if self._is_sent:
+            self.failed(UNANSWERED)
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether there is nothing left to post."""
+        return not self._outstanding
 
     def responses(self, duration: float) -> list[Response]:
         """Return a response for each event; `duration` in milliseconds."""
@@ -129,7 +168,7 @@ class Delivery:
             event_status = entry.get("status") if isinstance(entry, dict) else None
             if event_status == 202:
                 self.outcomes[index] = _ACCEPTED
-            elif type(event_status) is not int or event_status < 100:
+            elif type(event_status) is not int or not 100 <= event_status < 600:
                 words = words or body[:_MAX_WORDS].decode("utf-8", "replace")
                 self.outcomes[index] = Outcome(
                     status, words, "the answer does not tell what became of this event"
@@ -143,10 +182,11 @@ class Delivery:
                     again.append(index)
         self._outstanding = again
 
-    def _next_attempt(self, asked: float | None) -> float | None:
+    def _next_attempt(self, asked: float | None, least_step: int = 0) -> float | None:
         if not self._outstanding or self._attempts >= len(RETRY_DELAYS):
             return None
-        delay = RETRY_DELAYS[self._attempts] * random.uniform(0.5, 1.0)
+        step = min(max(self._attempts, least_step), len(RETRY_DELAYS) - 1)
+        delay = RETRY_DELAYS[step] * _random.uniform(0.5, 1.0)
         self._attempts += 1
         self.retried += len(self._outstanding)
         return delay if asked is None else max(delay, asked)

@@ -8,7 +8,7 @@ import sys
 import threading
 from typing import Any, TextIO
 
-from libhoney.internal import get_logger, warn_once
+from libhoney.internal import get_logger, warn_of_trouble
 from libhoney.transmission import lifecycle
 from libhoney.transmission.base import ResponseQueue, response
 from libhoney.transmission.encoding import EncodingError, encode_event
@@ -54,8 +54,7 @@ class FileTransmission:
                 else f"event dropped; it cannot be written: {type(error).__name__}: {error}"
             )
             self.report_dropped(getattr(event, "metadata", None), reason)
-            key = reason.partition(":")[0]
-            warn_once(get_logger("honeycomb-sdk"), key, "%s", reason)
+            warn_of_trouble(get_logger("honeycomb-sdk"), reason.partition(":")[0], lambda: reason)
 
     def report_dropped(self, metadata: Any, reason: str) -> None:
         """Put a response for an event that is not written. Never raise or wait."""

@@ -1,8 +1,9 @@
 """Exit and fork: transmissions that must be flushed, and what must start afresh in a child.
 
-Transmissions are held weakly. Exit means the end of the interpreter, and in a `multiprocessing`
-child, which runs no atexit handlers, the end of its process object. Fork is noticed through
-`os.register_at_fork`, and under uWSGI, which does not run those hooks, through uWSGI's own.
+Transmissions are held weakly. Exit means the end of the interpreter; in children that run no atexit
+handlers, it is the end of `multiprocessing`'s process object, or of Celery's worker process. Fork
+is noticed through `os.register_at_fork`, and under uWSGI, which does not run those hooks, through
+uWSGI's own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from libhoney.internal import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any, Callable, Protocol
 
     class Flushable(Protocol):
@@ -32,16 +34,22 @@ if TYPE_CHECKING:
 
 # Seconds that the end of a process may wait for answers, all transmissions together.
 EXIT_TIMEOUT = 10.0
+# Seconds that the end of a sub-interpreter may wait for requests under way beyond that.
+_LAST_REQUESTS = 60.0
 # Seconds that a fork may wait for an import under way in a sender's thread.
 _FORK_WAIT = 5.0
 
 
 _transmissions: weakref.WeakSet[Flushable] = weakref.WeakSet()
 _child_hooks: list[Callable[[], None]] = []
+_worker_hooks: list[Callable[[], object]] = []
 _import_lock = threading.RLock()
 _forks_are_noticed = False
 _multiprocessing_pid = 0
 _uwsgi_hooked = False
+_uwsgi_pid = 0
+_before_uwsgi_forks = False
+_exit_waited = 0.0
 
 
 def register(transmission: Flushable) -> None:
@@ -64,6 +72,11 @@ def on_fork(hook: Callable[[], None]) -> None:
         os.register_at_fork(after_in_child=hook)
 
 
+def on_worker(hook: Callable[[], object]) -> None:
+    """Call `hook` in every worker process that a pool starts."""
+    _worker_hooks.append(hook)
+
+
 class ImportGuard:
     """Held around an import in a sender's thread, so that a fork waits until it is done.
 
@@ -77,9 +90,71 @@ class ImportGuard:
         _release_import_lock()
 
 
-def under_uwsgi() -> bool:
-    """Tell whether this process is a uWSGI server."""
-    return "uwsgi" in sys.modules
+def threads_may_start() -> bool:
+    """Tell whether this process may have threads: a uWSGI server may not before it forks.
+
+    A worker forked while another thread runs Python code would wait for the interpreter's lock for
+    ever, unless uWSGI was told to run Python's hooks. Nor may an interpreter that is being taken
+    down, as when it ends a traced generator: it would wait for the start for ever.
+    """
+    if sys.is_finalizing():
+        return False
+    uwsgi: Any = sys.modules.get("uwsgi")
+    if uwsgi is None:
+        return True
+    try:
+        return bool(
+            uwsgi.worker_id() > 0
+            or uwsgi.masterpid() not in (0, os.getpid())  # a mule, a spooler
+            or "py-call-uwsgi-fork-hooks" in uwsgi.opt
+        )
+    except Exception:
+        return True
+
+
+def check_threads() -> None:
+    """Raise RuntimeError, with the reason, where a sub-interpreter allows no threads of ours."""
+    if not _in_subinterpreter():
+        return
+    try:
+        probe = threading.Thread(target=int, name="honeycomb-probe", daemon=True)
+        probe.start()
+        probe.join()
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"events are sent by threads, which this sub-interpreter does not allow ({error}): "
+            "use the main interpreter, or a transmission without threads"
+        ) from None
+
+
+def end_threads(threads: Iterable[threading.Thread], deadline: float) -> None:
+    """Wait until a closed transmission's threads have ended, in a sub-interpreter; else do nothing.
+
+    Where a thread is left at a sub-interpreter's end, Python ends the whole process at once.
+    `deadline` is in monotonic seconds.
+    """
+    if _in_subinterpreter():
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def orjson_may_be_used() -> bool:
+    """Tell whether `orjson` is safe: not in a sub-interpreter of Python 3.9.
+
+    The end of one that has loaded it crashes the whole process, there and then or at its own end.
+    """
+    return sys.version_info >= (3, 10) or not _in_subinterpreter()
+
+
+def _in_subinterpreter() -> bool:
+    for name in ("_interpreters", "_xxsubinterpreters"):  # the latter until Python 3.12
+        try:
+            interpreters: Any = __import__(name)
+            return bool(interpreters.get_current() != interpreters.get_main())
+        except Exception:
+            continue
+    return False
 
 
 def _release_import_lock() -> None:
@@ -89,14 +164,26 @@ def _release_import_lock() -> None:
         return
 
 
-def _flush_all() -> None:
-    deadline = time.monotonic() + EXIT_TIMEOUT
+def _flush_all(**_: object) -> None:
+    """Send what waits; called once or several times at the end of a process.
+
+    The bound is for all these times together.
+    """
+    global _exit_waited
+    started = time.monotonic()
+    deadline = started + EXIT_TIMEOUT - _exit_waited
     transmissions = list(_transmissions)
     if len(transmissions) > 1:  # all at once, so that none waits for another's server
         for transmission in transmissions:
             _flush(transmission, 0.0)
     for transmission in transmissions:
         _flush(transmission, max(0.0, deadline - time.monotonic()))
+    if transmissions and _in_subinterpreter():
+        for transmission in transmissions:
+            _close(transmission)
+        ours = [one for one in threading.enumerate() if one.name.startswith("honeycomb-")]
+        end_threads(ours, time.monotonic() + _LAST_REQUESTS)
+    _exit_waited += time.monotonic() - started
 
 
 def _flush(transmission: Flushable, timeout: float) -> None:
@@ -106,23 +193,58 @@ def _flush(transmission: Flushable, timeout: float) -> None:
         get_logger("honeycomb-sdk").warning("flushing at exit failed", exc_info=True)
 
 
+def _close(transmission: Any) -> None:
+    try:
+        transmission.close(0.0)
+    except Exception:
+        get_logger("honeycomb-sdk").warning("closing at exit failed", exc_info=True)
+
+
 def _before_fork() -> None:
     # Bounded: the forking thread may itself hold an import lock that the sender waits for.
     _import_lock.acquire(timeout=_FORK_WAIT)
 
 
 def _in_child() -> None:
-    global _import_lock
+    global _exit_waited, _import_lock, _uwsgi_pid
+    _exit_waited = 0.0
     _import_lock = threading.RLock()
+    _uwsgi_pid = os.getpid()
+    inherits = _inherits()
     for transmission in list(_transmissions):
-        transmission.after_fork()
+        if inherits:
+            _flush(transmission, 0.0)  # its senders are to start
+        else:
+            transmission.after_fork()
     _hook_multiprocessing()
 
 
+def _inherits() -> bool:
+    """Tell whether this child is to send what waits, its parent being unable to.
+
+    That is the first worker of a uWSGI server, the first time it is started.
+    """
+    global _before_uwsgi_forks
+    if not _before_uwsgi_forks:
+        return False
+    _before_uwsgi_forks = False
+    try:
+        uwsgi: Any = sys.modules["uwsgi"]
+        return bool(uwsgi.worker_id() == 1 and not uwsgi.workers()[0]["respawn_count"])
+    except Exception:
+        return False
+
+
 def _in_uwsgi_child() -> None:
-    for hook in _child_hooks:
-        hook()
-    _in_child()
+    global _before_uwsgi_forks
+    if os.getpid() != _uwsgi_pid:
+        for hook in _child_hooks:
+            hook()
+        _in_child()
+    elif _before_uwsgi_forks:  # without a master, the first worker is not forked
+        _before_uwsgi_forks = False
+        for transmission in list(_transmissions):
+            _flush(transmission, 0.0)
 
 
 def _notice_forks() -> None:
@@ -144,7 +266,10 @@ def _notice_forks() -> None:
 
 
 def _hook_multiprocessing() -> None:
-    """Flush at the end of a `multiprocessing` child, through that module's finalizers."""
+    """Flush at the end of a `multiprocessing` child, through that module's finalizers.
+
+    Celery's children are such too, but end without them.
+    """
     global _multiprocessing_pid
     util: Any = sys.modules.get("multiprocessing.util")
     if util is None or _multiprocessing_pid == os.getpid():
@@ -160,29 +285,65 @@ def _add_finalizer(*_: object) -> None:
     if util._exiting:
         return
     util.Finalize(None, _flush_all, exitpriority=-100)
+    _hook_celery()
+    if _works_for_anyone():
+        for hook in _worker_hooks:
+            hook()
+
+
+def _works_for_anyone() -> bool:
+    """Tell whether this process is a pool's, whose work comes from anywhere in its parent."""
+    process: Any = sys.modules["multiprocessing.process"]
+    target = getattr(process.current_process(), "_target", None)
+    return getattr(target, "__module__", None) in (
+        "concurrent.futures.process",
+        "multiprocessing.pool",
+    )
+
+
+def _hook_celery() -> None:
+    signals: Any = sys.modules.get("celery.signals")
+    try:
+        if signals is not None:
+            signals.worker_process_shutdown.connect(
+                _flush_all, weak=False, dispatch_uid="honeycomb-sdk"
+            )
+    except Exception:
+        get_logger("honeycomb-sdk").warning("no flush at a worker's end", exc_info=True)
 
 
 def _hook_uwsgi() -> None:
-    """Learn of uWSGI's forks; `uwsgidecorators` keeps a list, without it there is one hook."""
-    global _uwsgi_hooked
-    if _uwsgi_hooked or not under_uwsgi():
+    """Learn of uWSGI's forks, before the hook that is there.
+
+    `uwsgidecorators`, imported later, would put its own in the place of ours; imported now, it
+    takes the application's own hooks away, which are given back.
+    """
+    global _before_uwsgi_forks, _uwsgi_hooked, _uwsgi_pid
+    uwsgi: Any = sys.modules.get("uwsgi")
+    if _uwsgi_hooked or uwsgi is None:
         return
     _uwsgi_hooked = True
+    _uwsgi_pid = os.getpid()
+    _before_uwsgi_forks = not threads_may_start()
+    hooks = [getattr(uwsgi, "post_fork_hook", None)]
+    taken = {name: getattr(uwsgi, name, None) for name in ("mule_msg_hook", "spooler")}
     try:
-        import uwsgidecorators
-
-        uwsgidecorators.postfork_chain.insert(0, _in_uwsgi_child)
+        import uwsgidecorators  # noqa: F401
     except Exception:  # not installed, or refused: it wants a master process
-        import uwsgi
+        pass
+    for name, hook in taken.items():
+        if hook is not None:
+            setattr(uwsgi, name, hook)
+    if getattr(uwsgi, "post_fork_hook", None) is not hooks[0]:
+        hooks.append(uwsgi.post_fork_hook)
 
-        previous = getattr(uwsgi, "post_fork_hook", None)
+    def post_fork_hook() -> None:
+        _in_uwsgi_child()
+        for hook in hooks:
+            if hook is not None:
+                hook()
 
-        def post_fork_hook() -> None:
-            _in_uwsgi_child()
-            if previous is not None:
-                previous()
-
-        uwsgi.post_fork_hook = post_fork_hook
+    uwsgi.post_fork_hook = post_fork_hook
 
 
 atexit.register(_flush_all)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextvars
+import math
 import sys
 import threading
 import time
 from typing import Any
 
 from libhoney.transmission import lifecycle
-from libhoney.transmission.delivery import MAX_ANSWER_BYTES, Delivery
+from libhoney.transmission.batching import Batch
+from libhoney.transmission.delivery import Delivery
 from libhoney.transmission.queued import HTTP_TIMEOUT, QueuedTransmission
 
 
@@ -25,18 +27,18 @@ class Transmission(QueuedTransmission):
     def _make_state(self) -> None:
         super()._make_state()
         self._wake = threading.Condition(self._lock)
-        self._closing = threading.Event()
         self._threads: set[threading.Thread] = set()
         self._unstarted: list[threading.Thread] = []
         self._idle = 0
-        self._time_is_kept = False
+        self._kept_due = math.inf  # until when one of the idle threads waits
 
     def start(self) -> None:
-        """Be ready for events, also after `close`."""
+        """Be ready for events, also after `close`.
+
+        Raises RuntimeError in a sub-interpreter that allows no daemon threads.
+        """
+        lifecycle.check_threads()
         super().start()
-        self._closing.clear()
-        if lifecycle.under_uwsgi():
-            _import_requests()  # its forks cannot be made to wait for an import in a thread
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Send what waits and wait for the answers, at most `timeout` seconds.
@@ -47,22 +49,21 @@ class Transmission(QueuedTransmission):
         with self._lock:
             self._add_aside()
             self._batcher.make_all_ready()
-            awaited = set(self._batcher.unsettled())
+            awaited = self._batcher.unsettled()
             if not awaited:
                 return True
             unanswered = self._unanswered
             self._notify()
             self._wake.notify_all()
         self._act()
-        if not self._threads:  # at exit no thread can be started
-            contextvars.Context().run(self._post_here, deadline)
+        if not any(thread.is_alive() for thread in list(self._threads)):  # none starts at exit
+            contextvars.Context().run(self._post_here, awaited, deadline)
             if time.monotonic() >= deadline:
                 return False
         with self._lock:
-            while awaited:
-                awaited.intersection_update(self._batcher.unsettled())
+            while not _are_settled(awaited):
                 remaining = deadline - time.monotonic()
-                if not awaited or remaining <= 0:
+                if remaining <= 0:
                     break
                 self._settled.wait(remaining)
             return not awaited and self._unanswered == unanswered
@@ -72,18 +73,26 @@ class Transmission(QueuedTransmission):
 
         Return True when all was answered in time.
         """
-        if self._closed:
+        if self._ended:
             return True
+        deadline = time.monotonic() + timeout
         answered = self.flush(timeout)
-        self._closing.set()
+        with self._lock:
+            self._add_aside()
+            self._closed = True
+            self._settled.notify_all()
+        # What other threads sent in the meantime.
+        answered = self.flush(max(0.0, deadline - time.monotonic())) and answered
         self._end()
         with self._lock:
             self._wake.notify_all()
+            threads = list(self._threads)
+        lifecycle.end_threads(threads, max(deadline, time.monotonic() + 0.1))
         return answered
 
     def _notify(self) -> None:
         if self._idle:
-            if self._batcher.is_ready or not self._time_is_kept:
+            if self._batcher.is_ready or self._is_due_before(self._kept_due):
                 self._wake.notify()
         else:
             self._add_thread()
@@ -91,15 +100,18 @@ class Transmission(QueuedTransmission):
     def _add_thread(self) -> None:
         """Make one more thread, if there may be one. Called with the lock held."""
         number = len(self._threads) + 1
-        if number > self._max_concurrent_batches:
+        if number > self._max_concurrent_batches or not lifecycle.threads_may_start():
             return
-        # In a context of its own: a trace that is active here is not for our own requests.
-        thread = threading.Thread(
-            target=contextvars.Context().run,
-            args=(self._run,),
-            name=f"honeycomb-sender-{number}",
-            daemon=True,
-        )
+        try:
+            # In a context of its own: a trace that is active here is not for our own requests.
+            thread = threading.Thread(
+                target=contextvars.Context().run,
+                args=(self._run,),
+                name=f"honeycomb-sender-{number}",
+                daemon=True,
+            )
+        except RuntimeError:  # an interpreter without daemon threads
+            return
         self._threads.add(thread)
         self._unstarted.append(thread)
 
@@ -112,83 +124,114 @@ class Transmission(QueuedTransmission):
                 return
             try:
                 thread.start()
-            except Exception:  # the interpreter is ending, or there are too many threads
+            except BaseException as error:
                 with self._lock:
                     self._threads.discard(thread)
+                # Else the interpreter is ending, or there are too many threads.
+                if not isinstance(error, Exception):
+                    raise
+
+    def _mend(self) -> None:
+        with self._lock:
+            # One that is being started adds itself.
+            self._unstarted.clear()
+            self._threads = {thread for thread in self._threads if thread.is_alive()}
+        super()._mend()
 
     def _may_wait(self) -> bool:
-        return threading.current_thread() not in self._threads
+        return threading.current_thread() not in self._threads and lifecycle.threads_may_start()
+
+    def _is_due_before(self, moment: float) -> bool:
+        due = self._next_due()
+        return due is not None and due < moment
 
     def _run(self) -> None:
         poster = Poster(self._proxies)
+        with self._lock:
+            self._threads.add(threading.current_thread())
         try:
             _ready_gevent()
             while True:
-                delivery = self._wait_for_batch()
+                delivery = self._wait_for_delivery()
                 if delivery is None:
                     return
                 self._act()
-                self._deliver(delivery, poster)
+                self._attempt(delivery, poster)
+                del delivery  # with its batch, while this waits for the next one
         finally:
             with self._lock:
                 self._threads.discard(threading.current_thread())
+                if not self._ended:  # killed: another has to take what there is
+                    self._notify()
+            self._act()
 
-    def _wait_for_batch(self) -> Delivery | None:
+    def _wait_for_delivery(self) -> Delivery | None:
         with self._lock:
             while True:
-                if self._closed:
+                if self._ended:
                     self._threads.discard(threading.current_thread())
                     return None
-                delivery = self._take_batch()
+                delivery = self._take()
+                due = self._next_due()
                 if delivery is not None:
-                    # Leave someone behind to keep time and to take the next batch.
+                    # Leave someone behind to keep time and to take the next one.
                     if not self._idle:
                         self._add_thread()
-                    elif self._batcher.next_due() is not None:
+                    elif due is not None:
                         self._wake.notify()
                     return delivery
+                keeps_time = due is not None and due < self._kept_due
                 self._idle += 1
-                due = self._batcher.next_due()
-                if due is None or self._time_is_kept:
-                    self._wake.wait()
-                else:
-                    self._time_is_kept = True
-                    self._wake.wait(max(0.0, due - time.monotonic()))
-                    self._time_is_kept = False
-                self._idle -= 1
+                try:
+                    if due is not None and keeps_time:
+                        self._kept_due = due
+                        self._wake.wait(max(0.0, due - time.monotonic()))
+                    else:
+                        self._wake.wait()
+                finally:
+                    self._idle -= 1
+                    if keeps_time:  # another may, too; that is harmless
+                        self._kept_due = math.inf
 
-    def _deliver(self, delivery: Delivery, poster: Poster, deadline: float | None = None) -> None:
-        """Post until all is answered; with a deadline, no longer than that."""
-        started = time.monotonic()
-        remaining = HTTP_TIMEOUT
-        delay: float | None = 0.0
-        while delay is not None:
-            if deadline is not None:
-                remaining = deadline - time.monotonic()
-                delay = min(delay, remaining)
-            if remaining <= 0 or (delay and self._closing.wait(delay)):
-                break
-            delay = self._attempt(delivery, poster, min(HTTP_TIMEOUT, remaining))
-        self._settle(delivery, (time.monotonic() - started) * 1e3)
-
-    def _attempt(self, delivery: Delivery, poster: Poster, timeout: float) -> float | None:
+    def _attempt(self, delivery: Delivery, poster: Poster, deadline: float = math.inf) -> None:
+        """Post once, and do what follows."""
+        delay: float | None
         try:
-            status, headers, body = poster.post(
-                delivery.url, self._body(delivery), self._headers(delivery.batch), timeout
-            )
-            return delivery.answered(status, headers, body)
+            status, headers, body = poster.post(delivery, *self._request(delivery), deadline)
+            delay = delivery.answered(status, headers, body)
         except Exception as error:
-            return delivery.failed(self._describe(error, delivery.batch), poster.may_pass(error))
+            delay = delivery.failed(self._describe(error, delivery.batch), _may_pass(error))
+        except BaseException:  # a signal handler's, or one that gevent throws
+            delivery.interrupted()
+            self._conclude(delivery, None if delivery.is_over else 0.0)
+            raise
+        self._conclude(delivery, delay)
 
-    def _post_here(self, deadline: float) -> None:
-        """Post in the calling thread, for want of another."""
+    def _post_here(self, awaited: list[Batch], deadline: float) -> None:
+        """Post in the calling thread, for want of another, until `awaited` are settled."""
         poster = Poster(self._proxies)
-        while time.monotonic() < deadline:
-            with self._lock:
-                delivery = self._take_batch()
-            if delivery is None:
+        while True:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
                 return
-            self._deliver(delivery, poster, deadline)
+            with self._lock:
+                if _are_settled(awaited):
+                    return
+                delivery = self._take()
+                due = self._next_due()
+            if delivery is not None:
+                self._attempt(delivery, poster, deadline)
+            elif due is None:
+                return
+            else:
+                time.sleep(max(0.0, min(remaining, due - time.monotonic())))
+
+
+def _are_settled(batches: list[Batch]) -> bool:
+    """Tell whether all are settled, and forget some that are: not each is looked at each time."""
+    while batches and batches[-1].is_settled:
+        batches.pop()
+    return not batches
 
 
 class Poster:
@@ -199,63 +242,33 @@ class Poster:
         self._session: Any = None
 
     def post(
-        self, url: str, body: bytes, headers: dict[str, str], timeout: float
+        self, delivery: Delivery, body: bytes, headers: dict[str, str], deadline: float
     ) -> tuple[int, Any, bytes]:
         """Return an answer's status, headers and body; raise what `requests` raises.
 
-        `timeout`, in seconds, is for connecting, for the headers and for the body, each.
+        To connect, to send, and then the whole answer may take `HTTP_TIMEOUT` each, or what is left
+        until `deadline`, in monotonic seconds, where that is less.
         """
-        requests = _import_requests()
+        http = _import_session()
         if self._session is None:
-            self._session = requests.Session()
-            # Else a host's entry in ~/.netrc would be looked for, and sent, with each batch.
-            self._session.auth = lambda prepared: prepared
-        prepared = self._session.prepare_request(
-            requests.Request("POST", url, data=body, headers=headers)
-        )
-        prepared.url = url  # as it is encoded: a dataset of dots stays a segment
-        settings = self._session.merge_environment_settings(
-            url,
-            dict(self._proxies),  # a copy: those of the environment are put into it
-            stream=True,
-            verify=None,
-            cert=None,
-        )
-        # A redirect would take the key elsewhere.
-        answer = self._session.send(prepared, timeout=timeout, allow_redirects=False, **settings)
-        with answer:
-            content = _read(answer.raw, time.monotonic() + timeout)
-            if len(content) < MAX_ANSWER_BYTES and getattr(answer.raw, "length_remaining", None):
-                raise ConnectionError("the answer was cut short")  # urllib3 1 lets it pass
-            return answer.status_code, answer.headers, content
-
-    def may_pass(self, error: Exception) -> bool:
-        """Tell whether an exception may not come again: a network's, not a URL's."""
-        of_network: tuple[type[Exception], ...] = (OSError,)  # among them most of requests'
-        urllib3 = sys.modules.get("urllib3")
-        if urllib3 is not None:  # reading an answer raises its own
-            of_network = (OSError, urllib3.exceptions.HTTPError)
-        return isinstance(error, of_network) and not isinstance(error, ValueError)
+            self._session = http.Session(self._proxies)
+        timeout = min(HTTP_TIMEOUT, max(0.001, deadline - time.monotonic()))
+        exchange = http.Exchange(timeout, deadline)
+        try:
+            answer: tuple[int, Any, bytes] = self._session.post(
+                delivery.url, headers, body, exchange
+            )
+            return answer
+        finally:
+            if exchange.is_sent:
+                delivery.was_sent()
 
 
-def _read(raw: Any, deadline: float) -> bytes:
-    """Return an answer's body, or its beginning; raise where it is not there by the deadline."""
-    pieces = []
-    size = 0
-    while size < MAX_ANSWER_BYTES:
-        # What has come, or where urllib3 is too old for that, byte by byte.
-        piece = (
-            raw.read1(MAX_ANSWER_BYTES, decode_content=True)
-            if hasattr(raw, "read1")
-            else raw.read(1, decode_content=True)
-        )
-        if not piece:
-            break
-        pieces.append(piece)
-        size += len(piece)
-        if time.monotonic() > deadline:
-            raise TimeoutError("the answer took too long")
-    return b"".join(pieces)
+def _may_pass(error: Exception) -> bool:
+    """Tell whether an exception may not come again: a network's, not a URL's."""
+    http = sys.modules.get("libhoney.transmission.session")
+    passing = getattr(http, "PASSING", (OSError, RuntimeError))
+    return isinstance(error, passing) and not isinstance(error, ValueError)
 
 
 def _ready_gevent() -> None:
@@ -271,10 +284,10 @@ def _ready_gevent() -> None:
             return
 
 
-def _import_requests() -> Any:
+def _import_session() -> Any:
     with lifecycle.ImportGuard():
         # What would else be imported while a host is looked up.
         import encodings.idna  # noqa: F401
 
-        import requests
-    return requests
+        from libhoney.transmission import session
+    return session

@@ -38,7 +38,8 @@ class TornadoTransmission(QueuedTransmission):
     called. From then on events may come from any thread. When that loop has ended and another
     runs, it moves there. Events sent before any loop wait for one to send an event, for `flush` or
     for the end of the program. A batch that was being posted when its loop ended, or when the time
-    of a `flush` was over, is posted again: it is not lost, but the server may get it twice.
+    of a `flush` was over, is posted once more, so that the server may get it twice; where that is
+    cut short as well, it is reported as dropped.
 
     `flush` and `close` block. See there what that means on the loop's own thread, and `drain` for
     what to await instead. `block_on_send` waits only where the loop runs in another thread: on the
@@ -53,8 +54,6 @@ class TornadoTransmission(QueuedTransmission):
     def _make_state(self) -> None:
         super()._make_state()
         self._sender: _Sender | None = None
-        # Deliveries whose loop ended, with the time of their next attempt as in `_Sender`.
-        self._orphans: dict[Delivery, float | None] = {}
         self._ends_late = False
 
     def start(self) -> None:
@@ -135,8 +134,12 @@ class TornadoTransmission(QueuedTransmission):
         deadline = time.monotonic() + timeout
         answered = self.flush(timeout)
         with self._lock:
+            self._add_aside()
             self._closed = True
             self._settled.notify_all()
+        # What other threads sent in the meantime.
+        answered = self.flush(max(0.0, deadline - time.monotonic())) and answered
+        with self._lock:
             sender = self._sender
             remaining = deadline - time.monotonic()
             if remaining > 0 and sender is not None and sender.is_stuck() and sender.under_way:
@@ -153,14 +156,13 @@ class TornadoTransmission(QueuedTransmission):
     def _end(self) -> None:
         with self._lock:
             self._ends_late = False
-            self._orphans.clear()
             sender, self._sender = self._sender, None
             if sender is not None:
                 sender.stop()
         super()._end()
 
-    def _settle(self, delivery: Delivery, duration: float) -> None:
-        super()._settle(delivery, duration)
+    def _settle(self, delivery: Delivery) -> None:
+        super()._settle(delivery)
         if self._ends_late and not self._batcher.pending:
             self._end()
 
@@ -180,34 +182,34 @@ class TornadoTransmission(QueuedTransmission):
 
     def _notify(self) -> None:
         """Wake the sender. Move it to the loop that runs here, if its own has ended."""
-        here = None if self._closed else _running_loop()
+        here = None if self._ended else _running_loop()
         if here is not None and (self._sender is None or not self._sender.loop.is_running()):
-            self._adopt_orphans()
+            self._take_back()
             self._sender = _Sender(self, here, self._max_concurrent_batches)
         if self._sender is not None:
             self._sender.wake()
 
-    def _adopt_orphans(self) -> None:
+    def _take_back(self) -> None:
         """Take back what is under way on a loop that no longer runs. With the lock held."""
-        if self._sender is not None and not self._sender.loop.is_running():
-            self._orphans.update(self._sender.under_way)
-            self._sender.under_way.clear()
+        sender = self._sender
+        if sender is not None and not sender.loop.is_running():
+            while sender.under_way:
+                self._hand_back(sender.under_way.pop())
+
+    def _hand_back(self, delivery: Delivery) -> None:
+        """Have the next loop go on with a delivery. Called with the lock held."""
+        delivery.interrupted()
+        self._conclude(delivery, 0.0)
 
     def _not_under_way(self, batches: set[Batch]) -> set[Batch]:
         """Return those of `batches` that no loop has. Called with the lock held."""
-        self._adopt_orphans()
+        self._take_back()
         return {
             batch
             for batch in batches
-            if batch not in self._deliveries or self._deliveries[batch] in self._orphans
+            if not self._batcher.is_under_way(batch)
+            or (batch in self._deliveries and self._deliveries[batch].due is not None)
         }
-
-    def _next_delivery(self) -> tuple[Delivery, float | None] | None:
-        """Return what may be taken under way, and when to attempt it. With the lock held."""
-        if self._orphans:
-            return self._orphans.popitem()
-        delivery = self._take_batch()
-        return None if delivery is None else (delivery, 0.0)
 
     def _deliver_apart(self, batches: set[Batch], deadline: float) -> bool:
         """Deliver in a loop of our own; False where that is impossible."""
@@ -222,8 +224,8 @@ class TornadoTransmission(QueuedTransmission):
         if _running_loop() is None:
             contextvars.Context().run(deliver)
         else:
-            thread = threading.Thread(target=deliver, name="honeycomb-flush", daemon=True)
             try:
+                thread = threading.Thread(target=deliver, name="honeycomb-flush", daemon=True)
                 thread.start()
             except RuntimeError as error:  # no more threads
                 failures.append(error)
@@ -247,8 +249,7 @@ class _Sender:
         self, transmission: TornadoTransmission, loop: asyncio.AbstractEventLoop, limit: int
     ) -> None:
         self.loop = loop
-        # With the monotonic time of the next attempt; None where there is none to come.
-        self.under_way: dict[Delivery, float | None] = {}
+        self.under_way: set[Delivery] = set()
         self._transmission = transmission
         self._limit = limit
         self._tasks: set[asyncio.Task[None]] = set()
@@ -281,10 +282,29 @@ class _Sender:
         """Deliver these batches; hand back what was not answered by the deadline."""
         self._wanted = batches
         self._pump()
-        while self._tasks and time.monotonic() < deadline:
-            await asyncio.wait(set(self._tasks), timeout=max(0.0, deadline - time.monotonic()))
+        while True:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                break
+            if self._tasks:
+                await asyncio.wait(set(self._tasks), timeout=remaining)
+                continue
+            pause = self._pause(batches)
+            if pause is None:
+                break
+            await asyncio.sleep(min(pause, remaining))
+            self._pump()
         self._is_stopped = True
         self._cancel()
+
+    def _pause(self, batches: set[Batch]) -> float | None:
+        """Return the seconds until one of `batches` may be due; None where no loop is needed."""
+        transmission = self._transmission
+        with transmission._lock:
+            due = transmission._next_due()
+            if due is None or not transmission._not_under_way(batches):
+                return None
+            return max(0.0, due - time.monotonic())
 
     def _call(self, callback: Callable[[], None]) -> bool:
         try:
@@ -317,21 +337,21 @@ class _Sender:
             while not self._is_stopped and len(self.under_way) < self._limit:
                 if self._wanted is not None and not transmission._not_under_way(self._wanted):
                     return
-                taken = transmission._next_delivery()
-                if taken is None:
+                delivery = transmission._take()
+                if delivery is None:
                     self._keep_time()
                     return
-                self._start(*taken)
+                self._start(delivery)
 
     def _keep_time(self) -> None:
-        due = self._transmission._batcher.next_due()
+        due = self._transmission._next_due()
         if due is not None:
             self._timer = self.loop.call_later(
                 max(0.0, due - time.monotonic()), self._pump, context=contextvars.Context()
             )
 
-    def _start(self, delivery: Delivery, due: float | None) -> None:
-        self.under_way[delivery] = due
+    def _start(self, delivery: Delivery) -> None:
+        self.under_way.add(delivery)
         # Not by `create_task`: an application's task factory is for its own tasks.
         task = asyncio.Task(self._deliver(delivery), loop=self.loop)
         self._tasks.add(task)
@@ -343,32 +363,28 @@ class _Sender:
         transmission = self._transmission
         self._tasks.discard(task)
         with transmission._lock:
-            if delivery in self.under_way:  # cancelled, as when the loop is about to end
-                transmission._orphans[delivery] = self.under_way.pop(delivery)
+            # Cancelled, as when the loop is about to end. Else it is there for its next attempt.
+            if (task.cancelled() or task.exception()) and delivery in self.under_way:
+                self.under_way.discard(delivery)
+                transmission._hand_back(delivery)
                 self._close_client()
                 return
         self._pump()
 
     async def _deliver(self, delivery: Delivery) -> None:
-        """Post until all is answered, then say so."""
+        """Post once, and do what follows."""
         transmission = self._transmission
-        started = time.monotonic()
-        while True:
-            due = self.under_way.get(delivery)
-            if due is None:
-                break
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
-            await self._attempt(delivery)
-        if transmission._block_on_response:
+        delay = None if delivery.is_over else await self._attempt(delivery)
+        if delay is None and transmission._block_on_response:
             while not (transmission._responses.has_room() or transmission._closed):
                 await asyncio.sleep(_ROOM_CHECK)
         with transmission._lock:
             if delivery not in self.under_way:
                 return
-            del self.under_way[delivery]
-        transmission._settle(delivery, (time.monotonic() - started) * 1e3)
+            self.under_way.discard(delivery)
+        transmission._conclude(delivery, delay)
 
-    async def _attempt(self, delivery: Delivery) -> None:
+    async def _attempt(self, delivery: Delivery) -> float | None:
         transmission = self._transmission
         body = bytearray()
         conclude: Callable[[], float | None]
@@ -376,16 +392,14 @@ class _Sender:
             answer = await self._post(delivery, body)
         except Exception as error:
             reason = transmission._describe(error, delivery.batch)
-            may_pass = isinstance(error, (OSError, HTTPError))
+            may_pass = isinstance(error, (OSError, HTTPError, RuntimeError))
             conclude = functools.partial(delivery.failed, reason, may_pass)
         else:
             conclude = functools.partial(
                 delivery.answered, answer.code, answer.headers, bytes(body)
             )
         with transmission._lock:
-            if delivery in self.under_way:
-                delay = conclude()
-                self.under_way[delivery] = None if delay is None else time.monotonic() + delay
+            return conclude() if delivery in self.under_way else None
 
     async def _post(self, delivery: Delivery, body: bytearray) -> HTTPResponse:
         """Return the answer and put its content into `body`; raise what the client raises."""
@@ -396,13 +410,32 @@ class _Sender:
         def receive(chunk: bytes) -> None:
             body.extend(chunk[: MAX_ANSWER_BYTES - len(body)])
 
-        transmission = self._transmission
+        request_body, headers = self._transmission._request(delivery)
+
+        def send(write: Callable[[bytes], asyncio.Future[None]]) -> None:
+            # Not awaited: the server may answer, and read no further, before it has all.
+            written = write(request_body)
+            if written.done() and written.exception() is not None:
+                return
+            # It ends well even where the connection was lost on the way; the stream's own does not.
+            pending = getattr(getattr(write, "__self__", None), "_pending_write", None)
+
+            def tell(future: asyncio.Future[None]) -> None:
+                if not future.cancelled() and future.exception() is None:
+                    delivery.was_sent()
+
+            sent = pending if pending is not None else written
+            if sent.done():  # else the answer, or the connection's end, might be seen first
+                tell(sent)
+            else:
+                sent.add_done_callback(tell)
+
         fetch = self._client.fetch(
             HTTPRequest(
                 delivery.url,
                 method="POST",
-                headers={**transmission._headers(delivery.batch), "Accept-Encoding": "identity"},
-                body=transmission._body(delivery),
+                headers={**headers, "Content-Length": str(len(request_body))},
+                body_producer=send,  # type: ignore[arg-type]
                 connect_timeout=HTTP_TIMEOUT,
                 request_timeout=2 * HTTP_TIMEOUT,  # counted from before the connection
                 follow_redirects=False,  # which would take the key elsewhere

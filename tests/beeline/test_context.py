@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import threading
 from collections.abc import Awaitable
@@ -13,6 +14,8 @@ from typing import Any, Callable
 import pytest
 
 import beeline
+from tests.receiver import Receiver
+from tests.servers.helpers import run_program
 
 from .conftest import Application
 
@@ -307,3 +310,34 @@ def test_threads_at_the_same_time(app: Application) -> None:
         root = roots.pop(child["trace.parent_id"])
         assert child["name"] == f"{root['name']} child"
         assert child["trace.trace_id"] == root["trace.trace_id"]
+
+
+SIGNALS = """
+import json, signal, time
+import beeline
+
+class Interrupt(Exception):
+    pass
+
+def handle(*_):
+    raise Interrupt
+
+document = json.dumps([{"a": n, "b": [n, {"c": "x"}]} for n in range(20_000)])
+signal.signal(signal.SIGALRM, handle)
+for number in range(20):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.002 + number / 2000)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            json.loads(document)
+    except Interrupt:
+        continue
+    raise SystemExit("lost")
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
+def test_what_a_signal_handler_raises_reaches_the_program(receiver: Receiver) -> None:
+    """Also where it comes as a collection begins in the middle of C code."""
+    done = run_program(receiver, SIGNALS)  # other packages of the tests have callbacks of their own
+    assert (done.returncode, done.stderr) == (0, "")

@@ -228,19 +228,18 @@ def test_rollups_of_a_continued_trace(app: Application) -> None:
 
 
 def test_a_rollup_inside_a_rollup(app: Application) -> None:
-    """A number whose conversion itself adds a rollup, as a destructor may, does not hang."""
+    """A name that itself adds a rollup when it is looked up, as a destructor may, does not hang."""
 
-    class Reentrant:
+    class Reentrant(str):
         def __hash__(self) -> int:
             beeline.add_rollup_field("inner", 1)
             return 1
 
         def __str__(self) -> str:
-            return "outer"
+            return self
 
     with beeline.tracer("root"):
-        name: Any = Reentrant()
-        beeline.add_rollup_field(name, 1)
+        beeline.add_rollup_field(Reentrant("outer"), 1)
     assert app.one("root")["rollup.inner"] >= 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -85,6 +86,34 @@ def test_traced_thread_in_a_pool(app: Application) -> None:
             assert parent == (
                 "root" if kind == "worker" else fields["name"].replace(kind, "worker")
             )
+
+
+def test_traced_thread_has_a_copy_for_each_call(app: Application) -> None:
+    """Each call begins with the context as it was where `traced_thread` was applied: what one sets
+    or leaves open is gone for the next."""
+    variable: ContextVar[str] = ContextVar("variable", default="unset")
+    seen = []
+
+    def work() -> None:
+        active = _tracer().get_active_span()
+        seen.append((variable.get(), active.event.fields()["name"] if active else None))
+        variable.set("left")
+        beeline.start_span({"name": "left open"})
+
+    with beeline.tracer("root"):
+        variable.set("set")
+        carried = beeline.traced_thread(work)
+        variable.set("later")
+        _in_thread(carried)
+        carried()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(carried).result()
+            assert pool.submit(variable.get).result() == "unset"
+        assert variable.get() == "later"
+        with beeline.tracer("after"):
+            pass
+    assert seen == [("set", "root")] * 3
+    assert app.parent_of("after") == "root"
 
 
 def test_rollups_from_many_threads_add_up(app: Application) -> None:

@@ -217,6 +217,25 @@ def test_finishing_an_inner_trace_restores_the_outer(app: Application) -> None:
     assert len(app.receiver.traces()) == 2
 
 
+def test_finish_trace_after_finish_span_of_the_root(app: Application) -> None:
+    """A root that was finished alone leaves no child active when its trace is finished."""
+    with beeline.tracer("root") as root:
+        beeline.start_span({"name": "left open"})
+        beeline.finish_span(root)
+    with beeline.tracer("next"):
+        pass
+    assert sorted(app.names()) == ["left open", "next", "root"]
+    assert app.parent_of("next") is None
+
+
+def test_event_of_the_users_own(app: Application) -> None:
+    """A span whose event was replaced is sent, without a duration."""
+    client = beeline.get_beeline().client  # type: ignore[union-attr]
+    with beeline.tracer("root") as root:
+        root.event = client.new_event({"name": "another"})  # type: ignore[assignment]
+    assert "duration_ms" not in app.one("another")
+
+
 def test_finish_trace_of_none_is_ignored(app: Application) -> None:
     """`finish_trace(None)` leaves the trace as it is."""
     root = _start_trace("root")

@@ -148,8 +148,11 @@ def test_incomplete_event_is_not_sent_but_reported(
         ("api_host", "api.honeycomb.io"),
         ("api_host", "ftp://api.honeycomb.io"),
         ("api_host", "https://"),
+        ("api_host", "http://a b"),
+        ("api_host", "http://host:port"),
         ("api_host", 7),
         ("writekey", b"key"),
+        ("writekey", "two\nlines"),
         ("dataset", 7),
         ("max_batch_size", 0),
         ("max_batch_size", "100"),
@@ -314,7 +317,8 @@ def test_debug_mode_masks_the_key(
 ) -> None:
     """The write key is never logged, but for its last four characters; nor told in a response."""
     receiver.always(Answer(status=401))
-    client = Client("secret-key\n-abcd", "things", api_host=receiver.url, debug=True)
+    client = Client(KEY, "things", api_host=receiver.url, debug=True)
+    client.writekey = "secret-key\n-abcd"
     with caplog.at_level(logging.DEBUG):
         client.send_now({})
         client.send_now({"name": "the key is no valid header"})

@@ -50,6 +50,12 @@ def stream(number: str) -> flask.Response:
     return flask.Response(pieces())
 
 
+@app.route("/file/<number>")
+def file(number: str) -> flask.Response:
+    """Send this file."""
+    return flask.send_file(__file__)
+
+
 @app.route("/call/<number>")
 def call(number: str) -> str:
     """Ask this server for `/work/<number>`."""

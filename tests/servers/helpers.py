@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import http.client
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any, NamedTuple
@@ -179,3 +182,76 @@ def listening_socket() -> socket.socket:
     listener.listen(128)
     listener.set_inheritable(True)
     return listener
+
+
+class Server:
+    """A server that runs as a program of its own; `log` is what it has written so far."""
+
+    def __init__(self, process: subprocess.Popen[bytes], output: Path, url: str = "") -> None:
+        self.process = process
+        self.url = url
+        self._output = output
+
+    @property
+    def log(self) -> str:
+        """What the server has written so far."""
+        return self._output.read_text(errors="replace")
+
+    def ask(self, count: int, path: str = "work", clients: int = 8, first: int = 0) -> list[str]:
+        """Make so many requests, numbered from `first`, several at a time; return the answers."""
+
+        def one(number: int) -> str:
+            reply = fetch(f"{self.url}/{path}/{number}")
+            assert reply.status == 200, reply
+            return reply.body.decode()
+
+        with ThreadPoolExecutor(clients) as pool:
+            return list(pool.map(one, range(first, first + count)))
+
+    def end(self, number: int = signal.SIGTERM, status: int = 0) -> None:
+        """Send a signal and wait for the end."""
+        self.process.send_signal(number)
+        assert self.process.wait(TIMEOUT) == status, self.log
+        for package in ("beeline", "libhoney"):  # no traceback through them
+            assert f"{os.sep}{package}{os.sep}" not in self.log, self.log
+
+
+@contextmanager
+def running(
+    command: Sequence[str], env: Mapping[str, str], pass_fds: Sequence[int] = (), url: str = ""
+) -> Iterator[Server]:
+    """Run a server until the end of the block, at the latest, with all its processes."""
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        output = stack.enter_context(open(directory / "log", "wb"))
+        process = subprocess.Popen(
+            command,
+            env=env,
+            cwd=ROOT,
+            stdout=output,
+            stderr=output,
+            pass_fds=pass_fds,
+            start_new_session=True,
+        )
+        try:
+            yield Server(process, directory / "log", url)
+        finally:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            process.wait(TIMEOUT)
+
+
+def check_requests(
+    receiver: Receiver, count: int, name: str = "step", root: str = "flask_http_get"
+) -> None:
+    """Check that each of so many requests to `/work/...` arrived, its spans in one trace."""
+    roots = receiver.named(root)
+    numbers = {str(number) for number in range(count)}
+    assert len(roots) == count
+    assert {event.data["request.path"].rpartition("/")[2] for event in roots} == numbers
+    root_ids = {event.data["trace.span_id"]: event.data["trace.trace_id"] for event in roots}
+    assert len(set(root_ids.values())) == count
+    for child in receiver.named(name):
+        assert root_ids[child.data["trace.parent_id"]] == child.data["trace.trace_id"]

@@ -113,6 +113,22 @@ class TestEnd:
         assert run_program(receiver, program).returncode == 0
         check(receiver, "job", "part", "part")
 
+    @pytest.mark.parametrize("before", ["", "beeline.close()\n"])
+    def test_generator_that_the_interpreter_ends(self, receiver: Receiver, before: str) -> None:
+        """A span that ends after the exit handlers is lost, and holds nothing up."""
+        program = (
+            INIT
+            + before
+            + (
+                "@beeline.traced('generator')\n"
+                "def generator(): yield 1\n"
+                "steps = generator()\n"
+                "next(steps)\n"
+            )
+        )
+        done = run_program(receiver, program)
+        assert (done.returncode, done.stderr) == (0, "")
+
     @pytest.mark.parametrize("receiver_is", ["gone", "hanging"])
     def test_nobody_answers(self, receiver: Receiver, receiver_is: str) -> None:
         """Where nobody answers, the program's end waits for a bounded time, here half a second;
@@ -271,3 +287,30 @@ class TestMultiprocessing:
         done = run_program(receiver, source % method)
         assert done.returncode == 0, done.stderr
         check(receiver, "parent", *["child"] * 20)
+
+    @needs_fork
+    @pytest.mark.parametrize("pool", ["executor", "pool"])
+    def test_workers_are_in_no_trace(self, receiver: Receiver, pool: str) -> None:
+        """A pool that is started inside a span works outside it, for whoever comes later."""
+        make = {
+            "executor": "concurrent.futures.ProcessPoolExecutor(1, mp_context=fork)",
+            "pool": "fork.Pool(1)",
+        }[pool]
+        call = {"executor": "pool.submit(job).result()", "pool": "pool.apply(job)"}[pool]
+        end = {"executor": "pool.shutdown()", "pool": "pool.close(); pool.join()"}[pool]
+        program = INIT + (
+            "import concurrent.futures, multiprocessing\n"
+            "fork = multiprocessing.get_context('fork')\n"
+            "def job():\n"
+            "    with beeline.tracer('job'): pass\n"
+            "with beeline.tracer('request'):\n"
+            f"    pool = {make}\n"
+            f"    {call}\n"
+            f"{call}\n"
+            f"{end}\n"
+        )
+        done = run_program(receiver, program)
+        assert done.returncode == 0, done.stderr
+        receiver.wait_for(3)
+        assert sorted(event.data["name"] for event in receiver.events) == ["job", "job", "request"]
+        assert len(receiver.traces()) == 3

@@ -4,49 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from tests.receiver import Receiver
-from tests.servers.helpers import ROOT, TIMEOUT, environment, fetch, listening_socket
+from tests.servers.helpers import Server, check_requests, environment, listening_socket, running
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gunicorn needs fork")
+MAJOR = int(version("gunicorn").partition(".")[0]) if find_spec("gunicorn") else 0
 needs_gevent = pytest.mark.skipif(find_spec("gevent") is None, reason="gevent is not installed")
-
-
-class Gunicorn:
-    """A running gunicorn; `log` once it has ended."""
-
-    def __init__(self, url: str, process: subprocess.Popen[str]) -> None:
-        self.url = url
-        self.process = process
-        self.log = ""
-
-    def ask(self, count: int, path: str = "work", clients: int = 8) -> list[str]:
-        """Make so many requests, several at a time; return the answers."""
-
-        def one(number: int) -> str:
-            reply = fetch(f"{self.url}/{path}/{number}")
-            assert reply.status == 200, reply
-            return reply.body.decode()
-
-        with ThreadPoolExecutor(clients) as pool:
-            return list(pool.map(one, range(count)))
-
-    def end(self) -> None:
-        """Send SIGTERM and wait for the end."""
-        self.process.send_signal(signal.SIGTERM)
-        self.log = self.process.communicate(timeout=TIMEOUT)[1]
-        assert self.process.returncode == 0, self.log
-        for package in ("beeline", "libhoney"):  # no traceback through them
-            assert f"{os.sep}{package}{os.sep}" not in self.log, self.log
 
 
 @contextmanager
@@ -56,7 +28,7 @@ def gunicorn(
     workers: int = 2,
     config: str = "tests/servers/gunicorn_conf.py",
     **settings: str,
-) -> Iterator[Gunicorn]:
+) -> Iterator[Server]:
     """Run gunicorn until the end of the block, at the latest; begin when its workers are ready."""
     command = [sys.executable, "-m", "gunicorn", f"--workers={workers}", f"--config={config}"]
     command.append("--graceful-timeout=5")  # for a worker that was starting when it was told
@@ -64,32 +36,23 @@ def gunicorn(
         listener = stack.enter_context(listening_socket())
         ready, ready_in_worker = os.pipe()
         stack.callback(os.close, ready)
-        process = subprocess.Popen(
-            [*command, f"--bind=fd://{listener.fileno()}", *options, "tests.servers.flask_app:app"],
-            env=environment(receiver, READY=str(ready_in_worker), **settings),
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-            pass_fds=[listener.fileno(), ready_in_worker],
+        server = stack.enter_context(
+            running(
+                [
+                    *command,
+                    f"--bind=fd://{listener.fileno()}",
+                    *options,
+                    "tests.servers.flask_app:app",
+                ],
+                environment(receiver, READY=str(ready_in_worker), **settings),
+                [listener.fileno(), ready_in_worker],
+                f"http://127.0.0.1:{listener.getsockname()[1]}",
+            )
         )
-        stack.callback(process.communicate)
-        stack.callback(process.kill)
         os.close(ready_in_worker)
         for _ in range(workers):
-            assert os.read(ready, 1), "gunicorn ended"
-        yield Gunicorn(f"http://127.0.0.1:{listener.getsockname()[1]}", process)
-
-
-def check(receiver: Receiver, count: int, name: str = "step") -> None:
-    """Check that each of so many requests to `/work/...` arrived, its spans in one trace."""
-    roots = receiver.named("flask_http_get")
-    numbers = {str(number) for number in range(count)}
-    assert len(roots) == count
-    assert {root.data["request.path"].rpartition("/")[2] for root in roots} == numbers
-    root_ids = {root.data["trace.span_id"]: root.data["trace.trace_id"] for root in roots}
-    assert len(set(root_ids.values())) == count
-    for child in receiver.named(name):
-        assert root_ids[child.data["trace.parent_id"]] == child.data["trace.trace_id"]
+            assert os.read(ready, 1), server.log
+        yield server
 
 
 @pytest.mark.parametrize(
@@ -117,7 +80,7 @@ def test_every_event_arrives(receiver: Receiver, options: tuple[str, ...]) -> No
         server.end()
     imports = 1 if "--preload" in options else 2
     assert len(receiver.wait_for(60 * 2 + imports)) == 60 * 2 + imports
-    check(receiver, 60)
+    check_requests(receiver, 60)
     assert len(receiver.named("step")) == 60
     assert len(receiver.named("import")) == imports
 
@@ -144,7 +107,7 @@ def test_last_request_before_the_end(receiver: Receiver) -> None:
         assert server.ask(2, "stream") == ["000", "111"]
         server.end()
     assert len(receiver.wait_for(2 * 4 + 1)) == 2 * 4 + 1
-    check(receiver, 2, "piece")
+    check_requests(receiver, 2, "piece")
 
 
 def test_calls_to_itself(receiver: Receiver) -> None:
@@ -166,42 +129,78 @@ def test_calls_to_itself(receiver: Receiver) -> None:
         )
 
 
-def test_workers_that_are_replaced(receiver: Receiver) -> None:
+@pytest.mark.parametrize("signal_name", ["SIGINT", "SIGQUIT"])
+def test_quick_ends(receiver: Receiver, signal_name: str) -> None:
+    """The signals for a quick end, Ctrl-C among them, lose nothing either."""
+    with gunicorn(receiver, "--preload", "--threads=2") as server:
+        server.ask(20)
+        server.end(getattr(signal, signal_name))
+    assert len(receiver.wait_for(20 * 2 + 1)) == 20 * 2 + 1
+    check_requests(receiver, 20)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(("--max-requests=7",), id="sync"),
+        pytest.param(
+            ("--max-requests=7", "--threads=4"),
+            id="gthread",
+            marks=pytest.mark.skipif(MAJOR < 24, reason="resets connections itself"),
+        ),
+    ],
+)
+def test_workers_that_are_replaced(receiver: Receiver, options: tuple[str, ...]) -> None:
     """With `max_requests` a worker that ends sends what it has; so does the next one."""
-    options = ("--preload", "--max-requests=7")
-    with gunicorn(receiver, *options) as server:
+    with gunicorn(receiver, "--preload", *options) as server:
         workers = set(server.ask(60, clients=4))
         server.end()
     assert len(workers) > 2
     assert len(receiver.wait_for(60 * 2 + 1)) == 60 * 2 + 1
-    check(receiver, 60)
+    check_requests(receiver, 60)
 
 
-def test_init_in_each_worker(receiver: Receiver, tmp_path: Path) -> None:
-    """The manual's `post_worker_init` recipe works as written, beside `preload_app`."""
-    config = tmp_path / "gunicorn_conf.py"
-    config.write_text(
-        """
+RECIPE = """
 import logging
 import os
-
 import beeline
-from tests.servers.gunicorn_conf import post_worker_init as say_ready
-
-preload_app = True
-
 
 def post_worker_init(worker):
-    logging.info(f"beeline initialization in process pid {os.getpid()}")
-    beeline.init(send_frequency=60)
-    say_ready(worker)
+    logging.info(f'beeline initialization in process pid {os.getpid()}')
+    beeline.init(writekey="YOUR_API_KEY", dataset="honeycomb-gunicorn-example", debug=True)
 """
-    )
-    with gunicorn(receiver, config=str(config), INIT="worker") as server:
-        server.ask(40)
+# Behind the recipe: the worker says that it is ready.
+SAY_READY = """
+recipe = post_worker_init
+
+def post_worker_init(worker):
+    recipe(worker)
+    os.write(int(os.environ["READY"]), b".")
+"""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param((), id="sync"),
+        pytest.param(("--preload",), id="sync, preload"),
+        pytest.param(("--threads=4",), id="gthread"),
+        pytest.param(("--worker-class=gevent",), id="gevent", marks=needs_gevent),
+    ],
+)
+def test_init_in_each_worker(receiver: Receiver, tmp_path: Path, options: tuple[str, ...]) -> None:
+    """The manual's `post_worker_init` recipe works as written; the key is not in the log."""
+    config = tmp_path / "conf.py"
+    config.write_text(RECIPE + SAY_READY)
+    with gunicorn(receiver, *options, config=str(config), INIT="worker") as server:
+        workers = set(server.ask(40))
+        assert str(server.process.pid) not in workers
         server.end()
+        assert "initialized for service" in server.log
+        assert "YOUR_API_KEY" not in server.log
     assert len(receiver.wait_for(40 * 2)) == 40 * 2
-    check(receiver, 40)
+    check_requests(receiver, 40)
+    assert {event.team for event in receiver.events} == {"YOUR_API_KEY"}
 
 
 def test_init_before_and_after_the_fork(receiver: Receiver, tmp_path: Path) -> None:
@@ -222,4 +221,4 @@ def post_worker_init(worker):
         server.ask(40)
         server.end()
     assert len(receiver.wait_for(40 * 2 + 1)) == 40 * 2 + 1
-    check(receiver, 40)
+    check_requests(receiver, 40)

@@ -135,6 +135,53 @@ class TestErrors:
         assert root["response.status_code"] == 422
         assert "request.error" not in root
 
+    def test_error_handler_that_raises(self, sent: Sent) -> None:
+        """An exception of an error handler is the one that left the application."""
+        app = make_app()
+
+        @app.errorhandler(ZeroDivisionError)
+        def handle(error: Exception) -> str:
+            raise LookupError("no page") from error
+
+        with serve(app) as url:
+            assert fetch(f"{url}/fail").status == 500
+        root = sent.one("flask_http_get")
+        assert root["request.error"] == "<class 'LookupError'>"
+        assert root["request.error_detail"] == "no page"
+
+    @pytest.mark.parametrize("setting", ["TESTING", "DEBUG"])
+    def test_client_of_a_test(self, sent: Sent, setting: str) -> None:
+        """A test of the application sees its exception and its request as it would without us."""
+        app = make_app()
+        app.config[setting] = True
+        with app.test_client() as client:
+            assert client.get("/hello/x").text == "hello x"
+            assert flask.request.path == "/hello/x"
+            with pytest.raises(ZeroDivisionError, match="by zero"):
+                client.get("/fail")
+        found = {root["request.route"]: root for root in sent.named("flask_http_get")}
+        assert found["fail"]["request.error"] == "<class 'ZeroDivisionError'>"
+        assert found["fail"]["response.status_code"] == 500
+        assert "request.error" not in found["greet"]
+        assert len(sent.trace_ids) == 2
+
+    @pytest.mark.parametrize("hook", ["before_request", "after_request", "teardown_request"])
+    def test_hook_that_raises(self, sent: Sent, hook: str) -> None:
+        """An exception of a hook is the request's, though its answer may be on its way."""
+        app = make_app()
+
+        def refuse(*args: Any) -> None:
+            raise LookupError(hook)
+
+        getattr(app, hook)(refuse)
+        with serve(app) as url:
+            assert fetch(f"{url}/hello/x").status == 500
+        root = sent.one("flask_http_get")
+        assert root["request.error"] == "<class 'LookupError'>"
+        assert root["request.error_detail"] == hook
+        assert root["response.status_code"] == 500
+        assert root["request.route"] == "greet"
+
     def test_error_page(self, sent: Sent) -> None:
         """A page for 500 is shown; the exception behind it is recorded."""
         app = make_app()
@@ -298,6 +345,21 @@ class TestApplications:
                 assert fetch(f"{url}/fail").status == 500
         assert sent.names == ["flask_http_get"] * 3
         assert len(sent.trace_ids) == 3
+
+    def test_blueprint(self, sent: Sent) -> None:
+        """A blueprint's endpoint is the route, and its error handlers handle."""
+        app = make_app()
+        shop = flask.Blueprint("shop", __name__, url_prefix="/shop")
+        shop.add_url_rule("/list", "list", lambda: "ok")
+        shop.add_url_rule("/fail", "fail", lambda: 1 / 0)
+        shop.register_error_handler(ZeroDivisionError, lambda error: ("divided", 422))
+        app.register_blueprint(shop)
+        with serve(app) as url:
+            assert fetch(f"{url}/shop/list").status == 200
+            assert fetch(f"{url}/shop/fail").status == 422
+        found = {root["request.route"]: root for root in sent.named("flask_http_get")}
+        assert found.keys() == {"shop.list", "shop.fail"}
+        assert "request.error" not in found["shop.fail"]
 
     def test_mounted_applications(self, sent: Sent) -> None:
         """Of applications mounted together each answers, and names its route, for itself."""

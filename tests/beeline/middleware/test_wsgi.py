@@ -10,6 +10,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 from wsgiref.simple_server import ServerHandler, WSGIRequestHandler
@@ -17,6 +18,7 @@ from wsgiref.simple_server import ServerHandler, WSGIRequestHandler
 import pytest
 
 import beeline
+from beeline.context import get_active
 from beeline.middleware.wsgi import HoneyWSGIMiddleware, WSGIRequest
 from beeline.propagation import PropagationContext, Request, w3c
 from tests.servers.helpers import Sent, fetch, serve
@@ -408,6 +410,24 @@ class TestStreaming:
         assert sent.names == ["close", "wsgi_http_get"]
         assert len(sent.trace_ids) == 1
 
+    def test_body_that_is_closed_in_a_step(self, sent: Sent) -> None:
+        """A body that ends its own request leaves nothing active in the server's thread."""
+        bodies: list[Any] = []
+
+        def pieces() -> Iterator[bytes]:
+            with suppress(ValueError):  # a generator that runs refuses to be closed
+                bodies[0].close()
+            yield b"x"
+
+        def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+            start_response("200 OK", [])
+            return pieces()
+
+        bodies.append(HoneyWSGIMiddleware(app)({"REQUEST_METHOD": "GET"}, lambda *_: None))
+        assert next(bodies[0]) == b"x"
+        assert get_active() is None
+        assert sent.names == ["wsgi_http_get"]
+
     def test_close_that_raises(self, sent: Sent) -> None:
         """An exception of the body's `close` leaves as it was; the root is sent with it."""
 
@@ -548,20 +568,49 @@ class TestUntouched:
         assert sent.names == ["wsgi_http_get"]
 
     def test_file_wrapper_that_takes_no_attribute(self, sent: Sent) -> None:
-        """A wrapper written in C is iterated instead; nothing is lost."""
+        """The server gets a wrapper written in C as it is; its request is sent at once."""
 
         class Wrapper:
             __slots__ = ()
 
-            def __iter__(self) -> Iterator[bytes]:
-                return iter([b"a", b"b"])
-
         app = HoneyWSGIMiddleware(lambda e, s: e["wsgi.file_wrapper"]())
         environ = {"REQUEST_METHOD": "GET", "wsgi.file_wrapper": Wrapper}
         body = app(environ, lambda *_: None)
-        assert list(body) == [b"a", b"b"]
+        assert type(body) is Wrapper
+        assert sent.names == ["wsgi_http_get"]
+
+    def test_file_wrapper_that_is_a_function(self, sent: Sent) -> None:
+        """Where the server's wrapper returns the file itself, it gets that file back."""
+
+        class Remote:
+            def read(self, size: int) -> bytes:
+                return b""
+
+        remote = Remote()
+        app = HoneyWSGIMiddleware(lambda e, s: e["wsgi.file_wrapper"](remote, 8192))
+        environ = {"REQUEST_METHOD": "GET", "wsgi.file_wrapper": lambda file, size: file}
+        body = app(environ, lambda *_: None)
+        assert body is remote
+        assert sent.names == []
         body.close()  # type: ignore[attr-defined]
         assert sent.names == ["wsgi_http_get"]
+
+    def test_body_that_knows_its_length(self, sent: Sent) -> None:
+        """A server still learns that there is one piece, and tells its length."""
+
+        class One:
+            def __iter__(self) -> Iterator[bytes]:
+                return iter([b"hello"])
+
+            def __len__(self) -> int:
+                return 1
+
+        def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+            start_response("200 OK", [])
+            return One()
+
+        with serve(HoneyWSGIMiddleware(app)) as url:
+            assert fetch(url).headers["Content-Length"] == "5"
 
     def test_write(self, sent: Sent) -> None:
         """The old `write` function reaches the application."""

@@ -55,7 +55,7 @@ def test_without_max_batch_size_a_batch_has_up_to_1000_events() -> None:
         some.add(HERE, b"{}", number)
     batch = some.take()
     assert batch is not None
-    assert len(batch.ends) == 1000
+    assert len(batch.items) == 1000
     assert some.take() is None
 
 
@@ -67,7 +67,7 @@ def test_batch_has_at_most_5_000_000_bytes() -> None:
     batch = some.take()
     assert batch is not None
     assert len(batch.body()) <= MAX_BATCH_BYTES == 5_000_000
-    assert len(batch.ends) == 9
+    assert len(batch.items) == 9
 
 
 def test_batch_leaves_when_its_first_event_is_old_enough() -> None:
@@ -169,12 +169,12 @@ class Accounts(RuleBasedStateMachine):
         assert sorted(waiting + self.settled) == self.added
         assert self.some.pending == len(waiting) <= 20
         assert self.some.pending_bytes <= 2_000
-        assert all(len(b.ends) == len(b.metadata) <= 4 for b in self.some.unsettled())
+        assert all(len(b.items) == len(b.metadata) <= 4 for b in self.some.unsettled())
         assert set(self.under_way) <= set(self.some.unsettled())
 
     @staticmethod
     def _events(batches: list[Batch]) -> int:
-        return sum(len(batch.ends) for batch in batches)
+        return sum(len(batch.items) for batch in batches)
 
 
 TestAccounts = Accounts.TestCase

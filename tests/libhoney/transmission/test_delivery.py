@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from email.utils import formatdate
 from typing import Any
@@ -12,9 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from libhoney.transmission import encoding
+from libhoney.transmission import encoding, lifecycle
 from libhoney.transmission.batching import Batch, Destination
-from libhoney.transmission.delivery import MAX_RETRY_AFTER, RETRY_DELAYS, Delivery, batch_url
+from libhoney.transmission.delivery import (
+    LOST_TWICE,
+    MAX_RETRY_AFTER,
+    RETRY_DELAYS,
+    Delivery,
+    batch_url,
+)
 
 ALL_WELL = b'[{"status":202},{"status":202},{"status":202}]'
 DATASETS = [
@@ -39,7 +46,8 @@ DATASETS = [
 def delivery(count: int = 3) -> Delivery:
     batch = Batch(Destination("http://host", "key", "things"), 0.0)
     for number in range(count):
-        batch.add(b"%d" % number, number)
+        batch.items.append(b"%d" % number)
+        batch.metadata.append(number)
     return Delivery(batch)
 
 
@@ -127,6 +135,49 @@ def test_connection_errors_are_retried_and_others_are_not() -> None:
     assert one.failed("ConnectionError: gone") is not None
     assert one.failed("InvalidURL: no host", worth_retrying=False) is None
     assert [tuple(o) for o in one.outcomes] == [(0, "", "InvalidURL: no host")] * 3
+
+
+def test_what_was_sent_without_an_answer_is_sent_once_more() -> None:
+    """The server may have taken it: a third time could only be one too many."""
+    one = delivery()
+    one.was_sent()
+    delay = one.failed("ReadTimeout: slow")
+    assert delay is not None
+    assert delay >= 1.0  # time for the trouble to pass: there is only one more attempt
+    assert one.failed("ConnectionError: refused") is not None  # never sent
+    one.was_sent()
+    assert one.answered(503, {}, b"busy") is not None  # not lost
+    one.was_sent()
+    assert one.failed("ReadTimeout: slow") is None
+    assert [(o.status, o.body) for o in one.outcomes] == [(503, "busy")] * 3
+    assert one.is_over
+
+
+def test_second_lost_answer_is_told_as_such() -> None:
+    """The text says that the event may have arrived; nobody waiting for an answer counts too."""
+    one = delivery()
+    one.was_sent()
+    one.interrupted()
+    assert not one.is_over
+    one.interrupted()  # nothing was sent meanwhile
+    assert not one.is_over
+    one.was_sent()
+    assert one.failed("ReadTimeout: slow") is None
+    assert {o.error for o in one.outcomes} == {f"{LOST_TWICE}: ReadTimeout: slow"}
+    assert {o.kind() for o in one.outcomes} == {LOST_TWICE}
+
+
+def test_retries_outlast_half_a_minute() -> None:
+    """Whatever the jitter: a server that is away for 30 s loses nothing."""
+    assert sum(RETRY_DELAYS) / 2 >= 30
+    assert max(RETRY_DELAYS) < lifecycle.EXIT_TIMEOUT  # one attempt more at the end of a program
+
+
+def test_backoff_leaves_an_applications_random_numbers_alone() -> None:
+    """A program that seeds them gets the same ones each time, whatever is sent meanwhile."""
+    before = random.getstate()
+    assert delivery().answered(503, {}, b"") is not None
+    assert random.getstate() == before
 
 
 def test_backoff_grows_and_has_jitter() -> None:

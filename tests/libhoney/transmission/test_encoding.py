@@ -8,6 +8,7 @@ import gzip
 import importlib.util
 import json
 import math
+import re
 import sys
 import types
 import uuid
@@ -256,9 +257,9 @@ def test_event_of_a_million_bytes_is_left_alone() -> None:
 
 
 def test_event_that_truncating_does_not_help_is_refused() -> None:
-    """Too many fields to fit: EncodingError."""
+    """What is beside the fields is too large by itself: EncodingError."""
     with pytest.raises(EncodingError, match="1000000 bytes"):
-        encoding.encode_event(Event({f"{'n' * 100}{n}": n for n in range(10_000)}))
+        encoding.encode_event(Event({"a": 1}), dataset="d" * 1_000_001)
 
 
 # Time and rate
@@ -281,6 +282,41 @@ def test_time_is_utc_with_z(module: Any, created: datetime, sent: str) -> None:
     event = Event({"a": 1})
     event.created_at = created
     assert json.loads(module.encode_event(event))["time"] == sent
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.floats(0, 2.5e11),
+            st.builds(lambda second, part: second + part, st.integers(0, 3), st.floats(0, 1)),
+            st.sampled_from([1e9 + 0.9999996, 1e9 + 0.9999994, 253402300799.9999, 0.0]),
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_times_of_one_second_and_others(times: list[float]) -> None:
+    """Each is its own to a microsecond, in whatever order they come."""
+    for created in times:
+        event = Event({"a": 1})
+        event._created = created
+        text = json.loads(encoding.encode_event(event))["time"]
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", text)
+        sent = datetime.fromisoformat(text[:-1]).replace(tzinfo=timezone.utc)
+        exact = datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=created)
+        assert abs(sent - exact) <= timedelta(microseconds=max(1, created / 2**32))
+
+
+@pytest.mark.parametrize(
+    "created", [math.nan, math.inf, -math.inf, 1e300, 253402300800.0, -62135596801.0]
+)
+def test_times_that_are_none_are_now(created: float) -> None:
+    """A server would refuse the event with such a one."""
+    event = Event({"a": 1})
+    event._created = created
+    text = json.loads(encoding.encode_event(event))["time"]
+    sent = datetime.fromisoformat(text[:-1]).replace(tzinfo=timezone.utc)
+    assert abs(datetime.now(timezone.utc) - sent) < timedelta(days=1)
 
 
 @both

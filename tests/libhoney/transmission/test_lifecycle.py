@@ -71,14 +71,38 @@ def test_exit_is_bounded(receiver: Receiver, run_program: RunProgram) -> None:
             f"""
             from libhoney.transmission import lifecycle
             lifecycle.EXIT_TIMEOUT = 1.0
-            stuck = libhoney.Client({KEY!r}, "things", api_host={hanging.url!r})
-            stuck.send_now({{"name": "stuck"}})
+            stuck = [libhoney.Client({KEY!r}, "t", api_host={hanging.url!r}) for _ in range(8)]
+            for client in stuck:  # whichever comes first at the exit
+                client.send_now({{"name": "stuck"}})
             send("well")
             """
         )
         assert time.monotonic() - started < 30
-        assert len(hanging.requests) == 1
+        assert len(hanging.requests) == 8
     assert names(receiver) == {"well": 1}
+
+
+def test_exit_is_bounded_once(receiver: Receiver, run_program: RunProgram) -> None:
+    """With `multiprocessing` loaded the end is told twice; the bound is for both together."""
+    done = run_program(
+        """
+        import multiprocessing.util
+        from libhoney.transmission import lifecycle
+
+        class Stuck:
+            def flush(self, timeout):
+                print("waits", timeout, flush=True)
+                time.sleep(timeout)
+
+        lifecycle.EXIT_TIMEOUT = 0.2
+        stuck = Stuck()
+        lifecycle.register(stuck)
+        libhoney.close()
+        """
+    )
+    waits = [float(line.split()[1]) for line in done.stdout.splitlines() if "waits" in line]
+    assert len(waits) == 2
+    assert sum(waits) <= 0.2
 
 
 def test_closed_client_is_left_alone_at_exit(receiver: Receiver, run_program: RunProgram) -> None:
@@ -270,11 +294,15 @@ def test_nothing_is_imported_at_a_request_that_was_not_before(run_program: RunPr
     """What the HTTP client would import later, a fork could find half done."""
     run_program(
         """
-        from libhoney.transmission.threaded import Poster, _import_requests
-        _import_requests()
+        import math
+        from libhoney.transmission.batching import Batch, Destination
+        from libhoney.transmission.delivery import Delivery
+        from libhoney.transmission.threaded import Poster, _import_session
+        _import_session()
         before = set(sys.modules)
         headers = {"X-Honeycomb-Team": "key", "Content-Type": "application/json"}
-        Poster({}).post(URL.replace("127.0.0.1", "localhost") + "/1/batch/x", b"[]", headers, 10)
+        there = Destination(URL.replace("127.0.0.1", "localhost"), "key", "x")
+        Poster({}).post(Delivery(Batch(there, 0.0)), b"[]", headers, math.inf)
         assert set(sys.modules) == before, set(sys.modules) - before
         """
     )

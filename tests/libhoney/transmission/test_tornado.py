@@ -10,6 +10,7 @@ import os
 import platform
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -416,7 +417,7 @@ def test_an_address_that_is_none_is_reported_at_once(make: Make) -> None:
 
     assert client.flush() is False
 
-    assert "Unsupported url scheme" in all_responses(client)[0]["error"]
+    assert "api_host must be" in all_responses(client)[0]["error"]
 
 
 def test_all_responses_wait_for_a_reader_with_block_on_response(
@@ -1068,3 +1069,35 @@ except ImportError:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
 
     assert (done.stdout, done.stderr) == ("ImportError\n", "")
+
+
+def test_an_answer_is_read_while_the_body_is_still_being_sent(make: Make) -> None:
+    """A server may refuse a batch by its headers, and read no more of it."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    client = make(f"http://127.0.0.1:{listener.getsockname()[1]}", compression=None)
+
+    def refuse() -> None:
+        connection, _ = listener.accept()
+        connection.recv(1000)
+        answer = b'{"error":"too large"}'
+        connection.sendall(
+            b"HTTP/1.1 413 Too Large\r\nContent-Length: %d\r\n\r\n" % len(answer) + answer
+        )
+        done.wait(20)
+        connection.close()
+
+    async def main() -> Any:
+        for _ in range(5):  # 4.5 MB, more than a socket takes
+            client.new_event({f"text{number}": "x" * 60_000 for number in range(15)}).send()
+        return await next_response(client)
+
+    done = threading.Event()
+    server = threading.Thread(target=refuse, daemon=True)
+    server.start()
+    try:
+        response = asyncio.run(main())
+    finally:
+        done.set()
+        server.join(20)
+        listener.close()
+    assert (response["status_code"], response["error"]) == (413, "too large")

@@ -1,0 +1,275 @@
+"""ASGI: the request, and a middleware for any ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Callable
+
+import beeline
+from beeline.internal import LOGGER_NAME, warn_of_exception
+from beeline.middleware.server_span import ServerSpan, request_fields, start_server_span
+from beeline.middleware.wsgi import SERVER_SPAN_KEY
+from beeline.propagation import Request
+from libhoney.internal import get_logger
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+# How long a server's shutdown waits for answers, in seconds.
+FLUSH_TIMEOUT = 10.0
+
+
+class ASGIRequest(Request):
+    """An ASGI scope as a request; `name` starts the span's name."""
+
+    def __init__(self, name: str, scope: Scope) -> None:
+        self._name = name
+        self._scope = scope
+
+    def header(self, key: str) -> str | None:
+        """Return a header's value, its name in any case; None without it."""
+        name = key.lower().encode("latin-1", "replace")
+        values = [value for other, value in self._scope["headers"] if other == name]
+        return b",".join(values).decode("latin-1") if values else None
+
+    def method(self) -> str | None:
+        """Return the HTTP method."""
+        return self._scope.get("method")
+
+    def scheme(self) -> str | None:
+        """Return `http` or `https`."""
+        scheme: str | None = self._scope.get("scheme", "http")
+        return scheme
+
+    def host(self) -> str | None:
+        """Return the Host header."""
+        return self.header("host")
+
+    def path(self) -> str | None:
+        """Return the path below where the application is mounted, as under WSGI.
+
+        Some servers and frameworks put the mount point before it, others do not.
+        """
+        path: str | None = self._scope.get("path")
+        mount = self._scope.get("root_path")
+        if path and mount and path.startswith(mount):
+            below = path[len(mount) :]
+            if below[:1] in ("", "/"):
+                return below
+        return path
+
+    def query(self) -> str | None:
+        """Return the query as it came, without its question mark."""
+        query: bytes = self._scope.get("query_string", b"")
+        return query.decode("latin-1")
+
+    def middleware_request(self) -> Scope:
+        """Return the ASGI scope."""
+        return self._scope
+
+    def request_context(self) -> dict[str, Any]:
+        """Return the fields of the request's span."""
+        client = self._scope.get("client")
+        return request_fields(
+            self._name,
+            self,
+            client[0] if client else None,
+            self.header("content-length"),
+            self.header("user-agent"),
+        )
+
+
+class HoneyASGIMiddleware:
+    """Gives each HTTP request of an ASGI application a trace, and flushes when its server ends.
+
+    The root span ends when the response was sent; what the application does after that, such as
+    background tasks, is still in the trace. Websockets pass untouched.
+
+    Servers that insist on a lifespan (`uvicorn --lifespan on`) no longer find that an application
+    has none.
+    """
+
+    def __init__(self, app: ASGIApp, name: str = "asgi") -> None:
+        """Wrap an application; `name` starts the span's name, as in `asgi_http_get`."""
+        self.app = app
+        self._name = name
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or pass on what is none."""
+        kind = scope.get("type")
+        if kind == "http":
+            await self._answer(scope, receive, send)
+        elif kind == "lifespan":
+            await self._live(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request.
+
+        One that such a middleware further out traces already only gets its fields from here too.
+        """
+        outer = scope.get(SERVER_SPAN_KEY)
+        if isinstance(outer, ServerSpan) and not outer.finished:
+            response = _Response(outer, scope, send, ends_request=False)
+            await self.app(scope, receive, response.send)
+            return
+        request = ASGIRequest(self._name, scope)
+        span = start_server_span(request, request.request_context)
+        if span is None:
+            await self.app(scope, receive, send)
+            return
+        # Not in a copy: what is further out may read the route there afterwards.
+        scope[SERVER_SPAN_KEY] = span
+        response = _Response(span, scope, send)
+        try:
+            with span:
+                await self.app(scope, receive, response.send)
+        except BaseException as error:
+            span.record_error(error)
+            if not response.started and isinstance(error, Exception):  # else nobody sees one
+                response.tell(500)
+            raise
+        finally:
+            span.finish()
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve an application's lifespan, and flush before the server hears of its end.
+
+        A server may end its process at once then, without running its exit handlers. So an
+        application that knows no lifespan, as Django, has one made here, unless there is no
+        Beeline yet.
+        """
+        asked = serving = False
+
+        async def receive_noted() -> Message:
+            nonlocal asked
+            asked = True
+            return await receive()
+
+        async def flush_and_send(message: Message) -> None:
+            nonlocal serving
+            kind = message["type"]
+            if kind == "lifespan.startup.complete":
+                serving = True
+            elif kind in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+                serving = False
+                await _flush()
+            await send(message)
+
+        try:
+            await self.app(scope, receive_noted, flush_and_send)
+        except Exception as error:
+            if asked or beeline.get_beeline() is None:
+                raise
+            # Django says so in its error; another's may be about something else.
+            text = str(error)
+            level = logging.INFO if "lifespan" in text else logging.WARNING
+            message = "the application serves no lifespan: %s: %s"
+            get_logger(LOGGER_NAME).log(level, message, type(error).__name__, text)
+        finally:
+            if serving:
+                await _flush()
+        if not asked and beeline.get_beeline() is not None:
+            for part in ("startup", "shutdown"):
+                await receive()
+                await flush_and_send({"type": f"lifespan.{part}.complete"})
+
+
+class _Response:
+    """A response on its way to the server: its start tells fields, its end sends the root."""
+
+    def __init__(
+        self, span: ServerSpan, scope: Scope, send: Send, ends_request: bool = True
+    ) -> None:
+        self.started = False
+        self._span = span
+        self._scope = scope
+        self._send = send
+        self._ends_request = ends_request
+        self._has_trailers = False
+        self._failed = False
+
+    def tell(self, status: int) -> None:
+        """Add the fields that are known when a response starts; never raise."""
+        self._span.add(lambda: {"response.status_code": status})
+        self._span.add(lambda: _route(self._scope))
+
+    async def send(self, message: Message) -> None:
+        """Send a message on; the root after the last one.
+
+        The root of an error page waits for the application to return: it may yet raise what the
+        page is about.
+        """
+        is_last = self._read(message)
+        await self._send(message)
+        if is_last and self._ends_request:
+            if self._failed:
+                self._span.mark_end()
+            else:
+                self._span.finish_root()
+
+    def _read(self, message: Message) -> bool:
+        """Tell whether a message is the last, and note what it says; never raise."""
+        try:
+            kind = message["type"]
+            if kind == "http.response.start":
+                self.started = True
+                self.tell(message["status"])
+                self._has_trailers = message.get("trailers", False)
+                self._failed = message["status"] >= 500
+            elif kind in _BODY:
+                return not (self._has_trailers or message.get("more_body", False))
+            elif kind == "http.response.trailers":
+                return not message.get("more_trailers", False)
+        except Exception:
+            warn_of_exception("a response's fields are missing")
+        return False
+
+
+_BODY = ("http.response.body", "http.response.pathsend", "http.response.zerocopysend")
+
+
+def _route(scope: Scope) -> dict[str, Any]:
+    """Return the pattern of the route that a framework left in the scope.
+
+    Below a mounted application it is that application's own. Without a route it is the name of
+    the endpoint; a framework that leaves neither has no field.
+    """
+    route = scope.get("route")
+    fastapi = scope.get("fastapi")
+    if isinstance(fastapi, Mapping):
+        # Of a router that is included with a prefix.
+        context = fastapi.get("effective_route_context")
+        if getattr(context, "original_route", None) is route:
+            route = context
+    path = getattr(route, "path", None)
+    if path is None:
+        path = getattr(scope.get("endpoint"), "__name__", None)
+    return {"request.route": path} if path is not None else {}
+
+
+async def _flush() -> None:
+    """Send what waits, within `FLUSH_TIMEOUT`, while the loop goes on; never raise."""
+    if beeline.get_beeline() is None:
+        return
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:  # another kind of loop; at its end it may wait
+        beeline.flush(FLUSH_TIMEOUT)
+        return
+    try:
+        # A thread of its own: those of the loop may all be busy.
+        executor = ThreadPoolExecutor(1, "beeline-flush")
+        try:
+            await loop.run_in_executor(executor, beeline.flush, FLUSH_TIMEOUT)
+        finally:
+            executor.shutdown(wait=False)
+    except Exception:
+        warn_of_exception("what waits is not sent at shutdown")

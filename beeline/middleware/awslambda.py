@@ -1,0 +1,274 @@
+"""AWS Lambda: a trace for each invocation of a handler, sent before the handler's answer."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
+from typing import Any, Callable, TypeVar
+from urllib.parse import quote_plus, urlencode
+
+import beeline
+from beeline.middleware.server_span import start_server_span
+from beeline.propagation import Request
+from beeline.trace import forget_ids, record_exception
+
+T = TypeVar("T")
+Handler = Callable[..., Any]
+
+# Whether this process has yet to see its first invocation.
+COLD_START = True
+# Seconds that an answer waits, at most, until the invocation's events have arrived; never more
+# than half of what the invocation has left.
+FLUSH_TIMEOUT = 2.0
+
+_is_inside: ContextVar[bool] = ContextVar("beeline_inside_invocation", default=False)
+
+
+class LambdaRequest(Request):
+    """A Lambda event as a request.
+
+    Its headers are those of API Gateway, a function URL or a load balancer, or the attributes of
+    its message, where it has a single one, from SNS or SQS.
+    """
+
+    def __init__(self, event: Any) -> None:
+        self._event = event
+
+    def header(self, key: str) -> str | None:
+        """Return a header's or attribute's value, its name in any case; None without it."""
+        key = key.lower()
+        records = _records(self._event)
+        message = records[0] if len(records) == 1 else None
+        for headers in (
+            _part(self._event, "headers", dict),
+            _part(self._event, "multiValueHeaders", dict),
+            _part(_part(message, "Sns", dict), "MessageAttributes", dict),
+            _part(message, "messageAttributes", dict),
+        ):
+            for name, value in (headers or {}).items():
+                if str(name).lower() == key:
+                    text = _header_text(value)
+                    if text is not None:
+                        return text
+        return None
+
+    def method(self) -> str | None:
+        """Return the HTTP method."""
+        return _part(self._event, "httpMethod", str) or _part(
+            _part(self._gateway(), "http", dict), "method", str
+        )
+
+    def scheme(self) -> str | None:
+        """Return `http` or `https`, as the client used it."""
+        return self.header("X-Forwarded-Proto")
+
+    def host(self) -> str | None:
+        """Return the Host header, or else the gateway's domain."""
+        return self.header("Host") or _part(self._gateway(), "domainName", str)
+
+    def path(self) -> str | None:
+        """Return the path."""
+        return _part(self._event, "path", str) or _part(self._event, "rawPath", str)
+
+    def query(self) -> str | None:
+        """Return the query, without its question mark."""
+        parameters = _part(self._event, "multiValueQueryStringParameters", dict) or _part(
+            self._event, "queryStringParameters", dict
+        )
+        raw = _part(self._event, "rawQueryString", str)
+        if raw is not None or not parameters:
+            return raw
+        # A load balancer leaves parameters as they came.
+        quote: Any = _as_it_is if "elb" in (self._gateway() or ()) else quote_plus
+        return urlencode(parameters, doseq=True, quote_via=quote)
+
+    def middleware_request(self) -> Any:
+        """Return the event."""
+        return self._event
+
+    def _gateway(self) -> dict[str, Any] | None:
+        return _part(self._event, "requestContext", dict)
+
+
+def beeline_wrapper(
+    handler: Handler | None = None,
+    record_input: bool = True,
+    record_output: bool = True,
+) -> Any:
+    """Give each invocation of a handler a trace, and send it before the handler's answer.
+
+    A decorator, with or without arguments. `record_input` puts the event on the span as
+    `app.event`, without bodies where `beeline.init(request_bodies=False)`; `record_output` the
+    answer as `app.response`. The answer waits for Honeycomb's at most `FLUSH_TIMEOUT` seconds.
+    Where one such handler calls another, that one is a span of the same trace.
+    """
+    if handler is None:
+        return functools.partial(
+            beeline_wrapper, record_input=record_input, record_output=record_output
+        )
+    name = _name(handler)
+    begin = functools.partial(
+        _Invocation, name, record_input, record_output, _is_method_of_class(handler)
+    )
+    nested = beeline.traced(name)(handler)
+    wrap = _wrap_coroutine if inspect.iscoroutinefunction(handler) else _wrap_function
+    return functools.update_wrapper(wrap(handler, nested, begin), handler)
+
+
+def _wrap_function(handler: Handler, nested: Handler, begin: Callable[..., _Invocation]) -> Handler:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if _is_inside.get():
+            return nested(*args, **kwargs)
+        with begin(args, kwargs) as invocation:
+            invocation.response = handler(*args, **kwargs)
+            return invocation.response
+
+    return wrapper
+
+
+def _wrap_coroutine(
+    handler: Handler, nested: Handler, begin: Callable[..., _Invocation]
+) -> Handler:
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if _is_inside.get():
+            return await nested(*args, **kwargs)
+        with begin(args, kwargs) as invocation:
+            invocation.response = await handler(*args, **kwargs)
+            return invocation.response
+
+    return wrapper
+
+
+class _Invocation:
+    """One call of a handler, as a context manager. An exception is recorded and goes on."""
+
+    response: Any = None
+
+    def __init__(
+        self,
+        name: str,
+        record_input: bool,
+        record_output: bool,
+        is_method: bool,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self._name = name
+        self._record_input = record_input
+        self._record_output = record_output
+        given = {**dict(zip(("event", "context"), args[is_method:])), **kwargs}
+        self._event = given.get("event")
+        self._context = given.get("context")
+
+    def __enter__(self) -> _Invocation:
+        global COLD_START
+        self._is_cold, COLD_START = COLD_START, False
+        if self._is_cold:
+            forget_ids()  # a SnapStart snapshot has copies
+        self._span = start_server_span(LambdaRequest(self._event), self._fields)
+        if self._span is not None:
+            self._span.link(lambda: _messages_of_batch(self._event))
+            self._span.__enter__()
+        _is_inside.set(True)
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        _is_inside.set(False)
+        span = self._span
+        if span is not None:
+            span.__exit__()
+            if error is not None:
+                record_exception(span.root, error)
+            elif self._record_output and self.response is not None:
+                span.root.add_context_field("app.response", self.response)
+            span.finish()
+        # Lambda stops the process where it is once it has the answer.
+        beeline.flush(_time_to_flush(self._context))
+
+    def _fields(self) -> dict[str, Any]:
+        fields = {
+            "name": self._name,
+            "app.function_name": getattr(self._context, "function_name", None) or "",
+            "app.function_version": getattr(self._context, "function_version", None) or "",
+            "app.request_id": getattr(self._context, "aws_request_id", None) or "",
+            "meta.cold_start": self._is_cold,
+        }
+        if self._record_input:
+            current = beeline.get_beeline()
+            with_bodies = current is None or current.settings.request_bodies
+            fields["app.event"] = self._event if with_bodies else _without_bodies(self._event)
+        return fields
+
+
+def _name(handler: Any) -> str:
+    """Return a handler's name; of a callable object, its class's."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    return getattr(handler, "__name__", None) or type(handler).__name__
+
+
+def _is_method_of_class(handler: Any) -> bool:
+    """Tell whether a handler was decorated in a class, so that its object comes first."""
+    try:
+        first = next(iter(inspect.signature(handler).parameters), None)
+    except (TypeError, ValueError):
+        return False
+    return first in ("self", "cls")
+
+
+def _time_to_flush(context: Any) -> float:
+    try:
+        left: float = context.get_remaining_time_in_millis() / 1000
+        return max(0.0, min(FLUSH_TIMEOUT, left / 2))
+    except Exception:  # not Lambda's context: people call their handlers with anything
+        return FLUSH_TIMEOUT
+
+
+def _messages_of_batch(event: Any) -> Iterable[Request]:
+    """Return each message of a batch as the request it would be alone."""
+    records = _records(event)
+    if len(records) < 2:
+        return []
+    return [
+        LambdaRequest({"Records": [record]})
+        for record in records
+        if isinstance(record, Mapping) and ("messageAttributes" in record or "Sns" in record)
+    ]
+
+
+def _records(event: Any) -> list[Any]:
+    return _part(event, "Records", list) or []
+
+
+def _part(parent: Any, name: str, kind: type[T]) -> T | None:
+    """Return a part of an event if it is there and of this type."""
+    value = parent.get(name) if isinstance(parent, Mapping) else None
+    return value if isinstance(value, kind) else None
+
+
+def _header_text(value: Any) -> str | None:
+    if isinstance(value, list):  # multiValueHeaders: the last is the one in `headers`
+        value = value[-1] if value else None
+    elif isinstance(value, dict):  # of SNS, of SQS
+        value = value.get("Value", value.get("stringValue"))
+    return value if isinstance(value, str) else None
+
+
+def _without_bodies(event: Any, body: str = "body") -> Any:
+    """Return an event without what its clients wrote, or their messages."""
+    if isinstance(event, list):
+        return [_without_bodies(one) for one in event]
+    if not isinstance(event, Mapping):
+        return event
+    kept = {name: value for name, value in event.items() if name != body}
+    if "Records" in kept:
+        kept["Records"] = _without_bodies(kept["Records"])
+    if "Sns" in kept:
+        kept["Sns"] = _without_bodies(kept["Sns"], "Message")
+    return kept
+
+
+def _as_it_is(text: str, *_: object) -> str:
+    return text

@@ -1,0 +1,12 @@
+"""Werkzeug: a trace for each request."""
+
+from __future__ import annotations
+
+from beeline.middleware import wsgi
+
+
+class HoneyWSGIMiddleware(wsgi.HoneyWSGIMiddleware):
+    """The WSGI middleware under Werkzeug's span names."""
+
+    def __init__(self, app: wsgi.WSGIApp, name: str = "werkzeug") -> None:
+        super().__init__(app, name)

@@ -1,0 +1,79 @@
+"""Jinja2: a span for each template that is rendered inside a trace, at once or piece by piece."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import jinja2
+import jinja2.nativetypes
+import wrapt
+
+import beeline
+from beeline.context import get_active
+from beeline.decorators import traced
+from beeline.internal import warn_of_exception
+from beeline.trace import Span, SpanScope, Tracer
+
+_INSTALLED = "_beeline_is_installed"
+
+
+class _Rendering(SpanScope):
+    """The span of one rendering, as a context manager."""
+
+    __slots__ = ("_template",)
+
+    def __init__(self, tracer: Tracer, template: Any) -> None:
+        super().__init__(tracer, "jinja2_render_template", None, None)
+        self._template = template
+
+    def __enter__(self) -> Span:
+        span = super().__enter__()
+        try:
+            span.add_context_field("template.name", self._template.name or "[string]")
+        except Exception:  # a loader's own kind of template may do anything
+            warn_of_exception("a template's name is missing")
+        return span
+
+
+def _start(template: Any) -> _Rendering | None:
+    current = beeline.get_beeline()
+    if current is None or get_active() is None:
+        return None
+    return _Rendering(current.tracer_impl, template)
+
+
+def _runs_async(template: Any) -> bool:
+    """Tell whether a method runs its asynchronous counterpart, which has the span."""
+    return getattr(getattr(template, "environment", None), "is_async", False)
+
+
+def _render(wrapped: Callable[..., Any], template: Any, args: Any, kwargs: Any) -> Any:
+    rendering = None if _runs_async(template) else _start(template)
+    if rendering is None:
+        return wrapped(*args, **kwargs)
+    with rendering:
+        return wrapped(*args, **kwargs)
+
+
+def _generate(wrapped: Callable[..., Any], template: Any, args: Any, kwargs: Any) -> Any:
+    if _runs_async(template):
+        return wrapped(*args, **kwargs)
+    return _work_in_steps(wrapped, template, args, kwargs)
+
+
+def _work_in_steps(wrapped: Callable[..., Any], template: Any, args: Any, kwargs: Any) -> Any:
+    """Trace a generator, an asynchronous one or a coroutine."""
+    return traced(lambda: _start(template))(wrapped)(*args, **kwargs)
+
+
+if not hasattr(jinja2.Template, _INSTALLED):
+    setattr(jinja2.Template, _INSTALLED, True)
+    for name, wrapper in (
+        ("Template.render", _render),
+        ("Template.render_async", _work_in_steps),
+        ("Template.generate", _generate),
+        ("Template.generate_async", _work_in_steps),
+        ("nativetypes.NativeTemplate.render", _render),
+        ("nativetypes.NativeTemplate.render_async", _work_in_steps),
+    ):
+        wrapt.wrap_function_wrapper(jinja2, name, wrapper)

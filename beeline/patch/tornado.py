@@ -1,0 +1,309 @@
+"""Tornado: a trace for each request that a `RequestHandler` answers.
+
+WebSocket handlers, whose connections may last for days, and `FallbackHandler`, which hands the
+request on, are left alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
+from typing import Any, Callable
+
+import wrapt
+from tornado import routing, web, websocket
+
+from beeline.context import activate, get_active
+from beeline.middleware.server_span import ServerSpan, request_fields, start_server_span
+from beeline.propagation import Request
+from beeline.trace import Span
+
+_INSTALLED = "_beeline_is_installed"
+# Where the parts of Tornado that work on a request find its exchange.
+_EXCHANGE = "_beeline_exchange"
+# Statuses of an `HTTPError` that says nothing against the application.
+_NO_FAILURES = range(500)
+
+
+class TornadoRequest(Request):
+    """Tornado's request, as the handler of a class will find it."""
+
+    def __init__(self, request: Any, handler_class: type) -> None:
+        self._request = request
+        self._handler_class = handler_class
+
+    def header(self, key: str) -> str | None:
+        """Return a header's value, its name in any case; None without it."""
+        value: str | None = self._request.headers.get(key)
+        return value
+
+    def method(self) -> str | None:
+        """Return the HTTP method."""
+        return self._request.method  # type: ignore[no-any-return]
+
+    def scheme(self) -> str | None:
+        """Return `http` or `https`."""
+        return self._request.protocol  # type: ignore[no-any-return]
+
+    def host(self) -> str | None:
+        """Return the Host header."""
+        return self.header("Host")
+
+    def path(self) -> str | None:
+        """Return the path as it came, as Tornado's patterns match it."""
+        return self._request.path  # type: ignore[no-any-return]
+
+    def query(self) -> str | None:
+        """Return the query as it came, without its question mark."""
+        return self._request.query  # type: ignore[no-any-return]
+
+    def middleware_request(self) -> Any:
+        """Return Tornado's request."""
+        return self._request
+
+    def request_context(self) -> dict[str, Any]:
+        """Return the fields of the request's span."""
+        fields = request_fields(
+            "tornado",
+            self,
+            self._request.remote_ip,
+            self.header("Content-Length"),
+            self.header("User-Agent"),
+        )
+        return {**fields, "tornado.handler": self._handler_class.__name__}
+
+
+class _Exchange:
+    """One request and its answer.
+
+    The root span ends with the answer. The handler may go on after it, in the same trace, or end
+    long before it. It may hand its request to another application, whose handler then works on
+    the same exchange.
+    """
+
+    def __init__(self, span: ServerSpan) -> None:
+        self._span = span
+        self._connection_span: Span | None = span.root
+        self._handlers_at_work = 0
+
+    def start(self, execute: Callable[[], Any]) -> Any:
+        """Make the handler and start its task, which inherits the trace."""
+        try:
+            with self._on_connection():
+                return execute()
+        except BaseException:
+            self._send()  # there is no handler, and no answer
+            raise
+
+    def run(self, handler: Any, execute: Callable[[], Awaitable[None]]) -> Awaitable[None]:
+        """Return a handler's work, for a task of its own."""
+        self._handlers_at_work += 1
+        return self._run(handler, execute)
+
+    def receive(self, take: Callable[[], Awaitable[None] | None]) -> Awaitable[None] | None:
+        """Take a part of a body that is streamed in, on the connection's task."""
+        with self._on_connection():
+            taken = take()
+        return taken if taken is None else self._wait_for(taken)
+
+    def close(self, handler: Any, on_close: Callable[[], None]) -> None:
+        """Say that the client has left; end what a handler left to a callback to finish."""
+        try:
+            with self._on_connection():
+                on_close()
+        finally:
+            if not self._handlers_at_work:
+                self._end(handler)
+
+    def answered(self, handler: Any) -> None:
+        """Send the root span, when the handler has ended or waits: it may fail still."""
+        if not self._handlers_at_work:
+            self._end(handler)
+            return
+        self._record_status(handler)
+        try:
+            asyncio.get_running_loop().call_soon(self._span.finish_root)
+        except RuntimeError:  # called where no loop runs, as in a thread
+            self._span.finish_root()
+
+    def record_error(self, error: BaseException) -> None:
+        """Record an exception, unless it only ends the handler or refuses the request."""
+        if _is_failure(error):
+            self._span.record_error(error)
+
+    async def _run(self, handler: Any, execute: Callable[[], Awaitable[None]]) -> None:
+        is_waiting = False
+        self._watch_close(handler)
+        try:
+            with self._recording():
+                await execute()
+            is_waiting = not handler._finished and self._watch_close(handler)
+        finally:
+            self._handlers_at_work -= 1
+            self._span.span = get_active()
+            if not is_waiting and not self._handlers_at_work:
+                self._end(handler)
+
+    async def _wait_for(self, taken: Awaitable[None]) -> None:
+        with self._on_connection():
+            await taken
+
+    def _watch_close(self, handler: Any) -> bool:
+        """Let a connection's close, too, call `close`. Return False where it was closed."""
+        connection = handler.request.connection
+        on_close = getattr(connection, "_close_callback", None)
+        if on_close is None:
+            return False
+        connection.set_close_callback(lambda: self.close(handler, on_close))
+        return True
+
+    def _end(self, handler: Any) -> None:
+        self._record_status(handler)
+        self._send()
+
+    def _send(self) -> None:
+        """Send the root span, with what was left open in the handler and on the connection."""
+        self._span.finish()
+        self._span.span = self._connection_span
+        self._span.finish()
+
+    def _record_status(self, handler: Any) -> None:
+        if getattr(handler, "_headers_written", False):
+            self._span.add(lambda: {"response.status_code": handler.get_status()})
+
+    @contextmanager
+    def _on_connection(self) -> Iterator[None]:
+        """Be in the trace on the connection's task, with what was left open there before."""
+        outside = activate(self._connection_span)
+        is_here = True
+        try:
+            with self._recording():
+                yield
+        except GeneratorExit:  # of a task that was forgotten, in a context that is not its own
+            is_here = False
+            raise
+        finally:
+            if is_here:
+                self._connection_span = activate(outside)
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        try:
+            yield
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            self._span.record_error(error)
+            raise
+
+
+def _execute_delegate(wrapped: Callable[..., Any], delegate: Any, args: Any, kwargs: Any) -> Any:
+    """`_HandlerDelegate.execute()`, called once for a request, makes and starts its handler."""
+    exchange = _start_exchange(delegate)
+    if exchange is None:
+        return wrapped(*args, **kwargs)
+    return exchange.start(lambda: wrapped(*args, **kwargs))
+
+
+def _execute(wrapped: Callable[..., Any], handler: Any, args: Any, kwargs: Any) -> Any:
+    """`RequestHandler._execute(...)`, a coroutine, prepares and calls the handler's method."""
+    exchange = _exchange_of(handler)
+    if exchange is None:
+        return wrapped(*args, **kwargs)
+    return exchange.run(handler, lambda: wrapped(*args, **kwargs))
+
+
+def _handle_exception(wrapped: Callable[..., Any], handler: Any, args: Any, kwargs: Any) -> Any:
+    """`RequestHandler._handle_request_exception(e)` makes an error page of what was raised."""
+    exchange = _exchange_of(handler)
+    if exchange is not None:
+        for error in (*args, *kwargs.values()):
+            exchange.record_error(error)
+    return wrapped(*args, **kwargs)
+
+
+def _finish(wrapped: Callable[..., Any], handler: Any, args: Any, kwargs: Any) -> Any:
+    """`RequestHandler.finish(...)` ends the answer, wherever it is called."""
+    try:
+        return wrapped(*args, **kwargs)
+    finally:
+        exchange = _exchange_of(handler)
+        if exchange is not None and handler._finished:
+            exchange.answered(handler)
+
+
+def _data_received(wrapped: Callable[..., Any], delegate: Any, args: Any, kwargs: Any) -> Any:
+    """`_HandlerDelegate.data_received(...)` gives a `@stream_request_body` handler its data."""
+    exchange = _exchange_of(delegate)
+    if exchange is None:
+        return wrapped(*args, **kwargs)
+    return exchange.receive(lambda: wrapped(*args, **kwargs))
+
+
+def _connection_closed(wrapped: Callable[..., Any], delegate: Any, args: Any, kwargs: Any) -> Any:
+    """`_HandlerDelegate.on_connection_close()` tells the handler of a body that breaks off."""
+    exchange = _exchange_of(delegate)
+    if exchange is None:
+        return wrapped(*args, **kwargs)
+    return exchange.close(getattr(delegate, "handler", None), lambda: wrapped(*args, **kwargs))
+
+
+def _start_exchange(delegate: Any) -> _Exchange | None:
+    if _exchange_of(delegate) is not None:  # another handler has handed it on
+        return None
+    handler_class, request = delegate.handler_class, delegate.request
+    if issubclass(handler_class, (websocket.WebSocketHandler, web.FallbackHandler)):
+        return None
+    incoming = TornadoRequest(request, handler_class)
+    span = start_server_span(incoming, incoming.request_context)
+    if span is None:
+        return None
+    span.add(lambda: _route(delegate.application, handler_class, request))
+    exchange = _Exchange(span)
+    setattr(request, _EXCHANGE, exchange)
+    return exchange
+
+
+def _exchange_of(handler: Any) -> _Exchange | None:
+    """Return the exchange that a handler or a delegate works on."""
+    exchange = getattr(getattr(handler, "request", None), _EXCHANGE, None)
+    return exchange if isinstance(exchange, _Exchange) else None
+
+
+def _is_failure(error: BaseException) -> bool:
+    try:
+        if isinstance(error, web.HTTPError):
+            return error.status_code not in _NO_FAILURES
+    except Exception:  # an exception of the application's own may do anything
+        pass
+    return not isinstance(error, web.Finish)
+
+
+def _route(application: Any, handler_class: type, request: Any) -> dict[str, str]:
+    rule = next(_matching_rules(application.default_router, handler_class, request), None)
+    if rule is not None and isinstance(rule.matcher, routing.PathMatches):
+        pattern = rule.matcher.regex.pattern
+        return {"request.route": pattern[:-1] if pattern.endswith("$") else pattern}
+    return {}
+
+
+def _matching_rules(router: Any, handler_class: type, request: Any) -> Iterator[Any]:
+    """Find the rules, in their order, by which a router may have chosen a handler."""
+    for rule in router.rules:
+        is_nested = isinstance(rule.target, routing.RuleRouter)
+        if (is_nested or rule.target is handler_class) and rule.matcher.match(request) is not None:
+            if is_nested:
+                yield from _matching_rules(rule.target, handler_class, request)
+            else:
+                yield rule
+
+
+if not hasattr(web.RequestHandler, _INSTALLED):
+    setattr(web.RequestHandler, _INSTALLED, True)
+    wrapt.wrap_function_wrapper(web, "_HandlerDelegate.execute", _execute_delegate)
+    wrapt.wrap_function_wrapper(web, "_HandlerDelegate.data_received", _data_received)
+    wrapt.wrap_function_wrapper(web, "_HandlerDelegate.on_connection_close", _connection_closed)
+    wrapt.wrap_function_wrapper(web, "RequestHandler._execute", _execute)
+    wrapt.wrap_function_wrapper(web, "RequestHandler._handle_request_exception", _handle_exception)
+    wrapt.wrap_function_wrapper(web, "RequestHandler.finish", _finish)

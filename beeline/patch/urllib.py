@@ -1,0 +1,148 @@
+"""`urllib.request`: a span for each call inside a trace, and the trace's headers on its requests.
+
+Only `http` and `https` URLs; others are opened untouched.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import urllib.request
+from contextvars import ContextVar
+from typing import Any, Callable
+from urllib.error import HTTPError
+
+import wrapt
+
+from beeline.context import get_active
+from beeline.internal import warn_of_exception
+from beeline.patch.client_span import ClientSpan, start_client_span
+
+_INSTALLED = "_beeline_is_installed"
+_is_http = re.compile("https?:", re.IGNORECASE).match
+
+
+class _Call:
+    """One call of the application's, with its redirects and logins."""
+
+    __slots__ = ("_span", "awaits_send", "request")
+
+    def __init__(self, span: ClientSpan, request: urllib.request.Request) -> None:
+        self._span = span
+        self.request = request
+        self.awaits_send = True
+
+    def makes(self, request: Any) -> bool:
+        """Tell whether a request is this call's, not one that a handler makes for itself.
+
+        A login sends the request again; a redirect's shares the list of places seen.
+        """
+        if request is self.request:
+            return True
+        seen = getattr(request, "redirect_dict", None)
+        return seen is not None and seen is getattr(self.request, "redirect_dict", None)
+
+    def put_headers(self, opener: Any, request: urllib.request.Request) -> None:
+        """Put the trace's headers on a request of ours, where its host may have them.
+
+        A redirect does not take them along.
+        """
+        try:
+            theirs = {name.lower() for name, _ in (*request.header_items(), *opener.addheaders)}
+            for name, value in self._span.headers_for(request.full_url).items():
+                if name.lower() not in theirs:
+                    request.add_unredirected_header(name, value)
+        except Exception:
+            warn_of_exception("a request goes without its trace's headers")
+
+    def run(self, open_it: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        outer = _call.get()
+        _call.set(self)
+        try:
+            with self._span as span:
+                try:
+                    response = open_it(self.request, *args, **kwargs)
+                except HTTPError as error:
+                    _record(span, error)
+                    raise
+                _record(span, response)
+                return response
+        finally:
+            _call.set(outer)
+
+
+_call: ContextVar[_Call | None] = ContextVar("beeline_urllib_call", default=None)
+
+
+def _open(wrapped: Callable[..., Any], opener: Any, args: Any, kwargs: Any) -> Any:
+    """`OpenerDirector.open(fullurl, data=None, ...)`, which `urlopen` and redirects call."""
+    target = args[0] if args else kwargs.get("fullurl")
+    call = _call.get()
+    if call is not None and call.makes(target):
+        return wrapped(*args, **kwargs)
+    call = _start(target, args[1] if len(args) > 1 else kwargs.get("data"))
+    if call is None:
+        return wrapped(*args, **kwargs)
+    if args:
+        return call.run(wrapped, args[1:], kwargs)
+    return call.run(wrapped, (), {name: kwargs[name] for name in kwargs if name != "fullurl"})
+
+
+def _send(wrapped: Callable[..., Any], opener: Any, args: Any, kwargs: Any) -> Any:
+    """`OpenerDirector._open(req, data=None)`: every handler has seen the request, which goes."""
+    call = _call.get()
+    request = args[0] if args else kwargs.get("req")
+    if call is not None:
+        if call.awaits_send:  # a handler may have put another in its place
+            call.awaits_send = False
+            call.request = request
+        if call.makes(request):
+            call.put_headers(opener, request)
+    return wrapped(*args, **kwargs)
+
+
+def _start(target: Any, data: Any) -> _Call | None:
+    """Start a call's span; None where the call is to be left untouched."""
+    if get_active() is None:
+        return None
+    try:
+        request = _own_request(target, data)
+        if request is None or not _is_http(request.full_url):
+            return None
+        span = start_client_span(
+            "urllib", request.get_method().upper(), request.full_url, "request.uri"
+        )
+    except Exception:  # what is no request is for `urllib` to refuse
+        return None
+    return _Call(span, request) if span is not None else None
+
+
+def _own_request(target: Any, data: Any) -> urllib.request.Request | None:
+    """Return a request of ours for a URL or a caller's request, which stays as it is."""
+    if isinstance(target, str):
+        return urllib.request.Request(target, data)
+    if not isinstance(target, urllib.request.Request):
+        return None
+    own = copy.copy(target)
+    own.headers = dict(target.headers)
+    own.unredirected_hdrs = dict(target.unredirected_hdrs)
+    if hasattr(target, "redirect_dict"):
+        own.redirect_dict = dict(target.redirect_dict)  # type: ignore[attr-defined]
+    if data is not None:
+        own.data = data
+    return own
+
+
+def _record(span: ClientSpan, response: Any) -> None:
+    """Record what was answered, be it an HTTPError; handlers may return anything."""
+    try:
+        status, headers = response.status, response.headers
+    except Exception:
+        return
+    span.record_response(status, headers or {})
+
+
+if not hasattr(urllib.request.OpenerDirector, _INSTALLED):
+    setattr(urllib.request.OpenerDirector, _INSTALLED, True)
+    wrapt.wrap_function_wrapper(urllib.request, "OpenerDirector.open", _open)
+    wrapt.wrap_function_wrapper(urllib.request, "OpenerDirector._open", _send)

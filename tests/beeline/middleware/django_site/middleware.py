@@ -1,0 +1,135 @@
+"""Middlewares of the project, around and inside the traced one."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Callable
+
+from django.http import HttpRequest, HttpResponse
+from django.utils.decorators import sync_and_async_middleware
+
+import beeline
+from beeline.middleware.django import HoneyMiddleware, HoneyMiddlewareHttp
+from beeline.middleware.django import HoneyMiddlewareWithPOST as WithPOST
+
+from .models import Book
+
+GetResponse = Callable[[Any], Any]
+
+
+class SyncOnly:
+    """As many are written: Django runs it in a thread under ASGI."""
+
+    def __init__(self, get_response: GetResponse) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> Any:
+        with beeline.tracer("middleware"):
+            return self.get_response(request)
+
+
+@sync_and_async_middleware
+def failing(get_response: GetResponse) -> GetResponse:
+    """Fail before the view."""
+
+    def refuse(request: HttpRequest) -> Any:
+        raise LookupError("no tenant")
+
+    async def refuse_async(request: HttpRequest) -> Any:
+        raise LookupError("no tenant")
+
+    is_async = asyncio.iscoroutinefunction(get_response)
+    return refuse_async if is_async else refuse
+
+
+class Handling(SyncOnly):
+    """Answer for a view's exception."""
+
+    def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponse:
+        return HttpResponse("handled", status=422)
+
+
+class OwnFields(HoneyMiddlewareHttp):
+    """Override both methods, as the manual of the middleware shows."""
+
+    def get_context_from_request(self, request: HttpRequest) -> dict[str, Any]:
+        fields = super().get_context_from_request(request)
+        fields["app.tenant"] = request.headers.get("X-Tenant")
+        return fields
+
+    def get_context_from_response(
+        self, request: HttpRequest, response: HttpResponse
+    ) -> dict[str, Any]:
+        fields = super().get_context_from_response(request, response)
+        fields["app.type"] = response["Content-Type"]
+        return fields
+
+
+class AsksDatabase(HoneyMiddleware):
+    """Ask the database for fields."""
+
+    def get_context_from_request(self, request: HttpRequest) -> dict[str, Any]:
+        return {**super().get_context_from_request(request), "app.before": Book.objects.count()}
+
+    def get_context_from_response(
+        self, request: HttpRequest, response: HttpResponse
+    ) -> dict[str, Any]:
+        fields = super().get_context_from_response(request, response)
+        return {**fields, "app.after": Book.objects.count()}
+
+
+class BrokenAtStart(WithPOST):
+    """Take something out, wrongly."""
+
+    def get_context_from_request(self, request: HttpRequest) -> dict[str, Any]:
+        fields = super().get_context_from_request(request)
+        del fields["request.query"]["iban"], fields["request.post"]["tenant"]
+        return fields
+
+
+class BrokenAtEnd(WithPOST):
+    """Fail when there is a response."""
+
+    def get_context_from_response(
+        self, request: HttpRequest, response: HttpResponse
+    ) -> dict[str, Any]:
+        raise RuntimeError("no fields")
+
+
+class WithoutReturn(WithPOST):
+    """Forget to return the fields."""
+
+    def get_context_from_request(self, request: HttpRequest) -> Any:
+        super().get_context_from_request(request)["request.post"].pop("iban")
+
+
+class OwnCall(HoneyMiddlewareHttp):
+    """Work on the response, as a subclass written for WSGI does."""
+
+    def __call__(self, request: HttpRequest) -> Any:
+        response = super().__call__(request)
+        response["X-Traced"] = "yes"
+        return response
+
+
+class Marking:
+    """A mixin that works on the response, written for WSGI."""
+
+    def __call__(self, request: HttpRequest) -> Any:
+        response = super().__call__(request)  # type: ignore[misc]
+        response["X-Traced"] = "yes"
+        return response
+
+
+class MixedCall(Marking, HoneyMiddlewareHttp):
+    """Have a `__call__` from a mixin."""
+
+
+class WithoutTokens(WithPOST):
+    """Edit what is recorded of a form."""
+
+    def get_context_from_request(self, request: HttpRequest) -> dict[str, Any]:
+        fields = super().get_context_from_request(request)
+        form = dict(fields.get("request.post", {}))
+        form.pop("iban", None)
+        return {**fields, "request.post": form}

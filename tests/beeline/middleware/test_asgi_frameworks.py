@@ -1,0 +1,446 @@
+"""The ASGI middleware under Starlette, FastAPI and Quart: routes, errors, tasks and threads."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import fastapi
+import pytest
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+
+import beeline
+from beeline.middleware.asgi import HoneyASGIMiddleware
+from tests.servers.asgi import SERVERS, serve_asgi
+from tests.servers.helpers import TIMEOUT, Sent, fetch
+
+TRACED = Middleware(HoneyASGIMiddleware)
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest) -> str:
+    """Each of the servers."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(params=["added", "around"])
+def installed(request: pytest.FixtureRequest) -> str:
+    """Both ways to install the middleware: with `add_middleware`, or around the application."""
+    way: str = request.param
+    return way
+
+
+def traced(app: Any, installed: str) -> Any:
+    if installed == "added":
+        app.add_middleware(HoneyASGIMiddleware)
+        return app
+    return HoneyASGIMiddleware(app)
+
+
+def check_tree(sent: Sent, parents: dict[str, str | None]) -> None:
+    """Check that these spans and no others were sent, in one trace, each with its parent."""
+    names = {event["trace.span_id"]: event["name"] for event in sent.events}
+    found = {event["name"]: names.get(event["trace.parent_id"]) for event in sent.events}
+    assert found == parents
+    assert len(names) == len(parents)
+    assert len(sent.trace_ids) == 1
+
+
+class Between(BaseHTTPMiddleware):
+    """Runs what is inside in another task."""
+
+    async def dispatch(self, request: Request, call_next: Any) -> Response:
+        with beeline.tracer("between"):
+            response: Response = await call_next(request)
+        return response
+
+
+async def home(request: Request) -> Response:
+    with beeline.tracer("view"):
+        await asyncio.sleep(0)
+    return PlainTextResponse("hello")
+
+
+async def fail(request: Request) -> Response:
+    with beeline.tracer("view"):
+        raise RuntimeError("out of stock")
+
+
+class TestStarlette:
+    def test_request(self, sent: Sent, server: str, installed: str) -> None:
+        """A request's span has its route, as the framework names it, and the view's children."""
+        app = Starlette(routes=[Route("/things/{id:int}", home)])
+        with serve_asgi(traced(app, installed), server) as url:
+            assert fetch(f"{url}/things/3?x=1").body == b"hello"
+        root = sent.one("asgi_http_get")
+        # Before 1.0 the scope has the endpoint alone.
+        assert root["request.route"] in ("/things/{id:int}", "home")
+        assert root["request.path"] == "/things/3"
+        assert root["request.query"] == "x=1"
+        assert root["response.status_code"] == 200
+        check_tree(sent, {"asgi_http_get": None, "view": "asgi_http_get"})
+
+    def test_no_route(self, sent: Sent) -> None:
+        """A request that no route matches is a 404 without a route."""
+        with serve_asgi(Starlette(middleware=[TRACED])) as url:
+            assert fetch(f"{url}/none").status == 404
+        root = sent.one("asgi_http_get")
+        assert root["response.status_code"] == 404
+        assert not {"request.route", "request.error"} & root.keys()
+
+    def test_middleware_in_tasks(self, sent: Sent, server: str) -> None:
+        """Through middleware that runs the rest in another task, spans have the right parents."""
+        app = Starlette(
+            routes=[Route("/", home)], middleware=[Middleware(Between), TRACED, Middleware(Between)]
+        )
+        with serve_asgi(HoneyASGIMiddleware(app), server) as url:
+            fetch(url)
+        names = sent.names
+        assert sorted(names) == ["asgi_http_get", "between", "between", "view"]
+        assert names[-1] == "asgi_http_get"
+        view, inner, outer, root = sent.events
+        assert view["trace.parent_id"] == inner["trace.span_id"]
+        assert inner["trace.parent_id"] == outer["trace.span_id"]
+        assert outer["trace.parent_id"] == root["trace.span_id"]
+        assert root["response.status_code"] == 200
+        assert len(sent.trace_ids) == 1
+
+    @pytest.mark.parametrize("middleware", [[], [Middleware(Between)]])
+    @pytest.mark.parametrize("mounted", [False, True])
+    def test_unhandled_exception(
+        self, sent: Sent, installed: str, middleware: list[Middleware], mounted: bool
+    ) -> None:
+        """An exception of a view is recorded, though its error page is sent before it comes out."""
+        inner: Any = Route("/", fail)
+        if mounted:
+            inner = Mount("/shop", app=Starlette(routes=[inner]))
+        app = Starlette(routes=[inner], middleware=middleware)
+        with serve_asgi(traced(app, installed)) as url:
+            assert fetch(f"{url}/shop/" if mounted else url).status == 500
+        root = sent.one("asgi_http_get")
+        assert root["response.status_code"] == 500
+        assert root["request.error"] == "<class 'RuntimeError'>"
+        assert root["request.error_detail"] == "out of stock"
+        assert sent.one("view")["app.exception_string"] == "out of stock"
+        assert len(sent.trace_ids) == 1
+
+    def test_streaming(self, sent: Sent, server: str, installed: str) -> None:
+        """Spans of a streamed body are in the trace; the root ends after them."""
+
+        async def pieces() -> AsyncIterator[str]:
+            for number in range(3):
+                with beeline.tracer("piece"):
+                    yield str(number)
+
+        async def stream(request: Request) -> Response:
+            return StreamingResponse(pieces())
+
+        app = Starlette(routes=[Route("/", stream)], middleware=[Middleware(Between)])
+        with serve_asgi(traced(app, installed), server) as url:
+            assert fetch(url).body == b"012"
+        assert sent.names == ["between", "piece", "piece", "piece", "asgi_http_get"]
+        root = sent.events[-1]
+        assert {s["trace.trace_id"] for s in sent.events} == {root["trace.trace_id"]}
+
+    def test_stream_that_is_abandoned(self, sent: Sent, server: str) -> None:
+        """A stream whose client goes away ends, and so does its request's span."""
+
+        async def pieces() -> AsyncIterator[bytes]:
+            with beeline.tracer("endless"):
+                while True:
+                    yield b"x" * 65536
+                    await asyncio.sleep(0)
+
+        async def stream(request: Request) -> Response:
+            return StreamingResponse(pieces())
+
+        app = Starlette(routes=[Route("/", stream)])
+        with serve_asgi(HoneyASGIMiddleware(app), server) as url:
+            with socket.create_connection(("127.0.0.1", urlsplit(url).port or 0)) as client:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert client.recv(1000)
+            sent.receiver.wait_for(1)
+        root = sent.one("asgi_http_get")
+        assert root["response.status_code"] == 200
+        assert len(sent.trace_ids) == 1
+
+    def test_background_task(self, sent: Sent, server: str, installed: str) -> None:
+        """A background task's spans are in the trace; the root is sent without waiting for it."""
+        go_on = threading.Event()
+
+        def sync_work() -> None:
+            with beeline.tracer("sync work"):
+                go_on.wait(TIMEOUT)
+
+        async def work() -> None:
+            with beeline.tracer("work"):
+                await asyncio.get_running_loop().run_in_executor(None, go_on.wait, TIMEOUT)
+
+        async def view(request: Request) -> Response:
+            task = sync_work if request.url.path == "/sync" else work
+            return PlainTextResponse("hello", background=BackgroundTask(task))
+
+        app = Starlette(routes=[Route("/", view), Route("/sync", view)])
+        with serve_asgi(traced(app, installed), server) as url:
+            assert fetch(url).body == b"hello"
+            assert fetch(f"{url}/sync").body == b"hello"
+            sent.receiver.wait_for(2)  # while the tasks wait
+            assert sent.names == ["asgi_http_get"] * 2
+            go_on.set()
+        roots = {root["request.path"]: root for root in sent.named("asgi_http_get")}
+        for path, name in (("/", "work"), ("/sync", "sync work")):
+            assert sent.one(name)["trace.parent_id"] == roots[path]["trace.span_id"]
+        assert len(sent.trace_ids) == 2
+
+    def test_mounted_application_with_its_own(self, sent: Sent, server: str) -> None:
+        """A mounted application with the middleware too is in the outer one's trace."""
+        inner = Starlette(routes=[Route("/things/{id}", home)], middleware=[TRACED])
+        app = Starlette(routes=[Mount("/shop", app=inner)], middleware=[TRACED])
+        with serve_asgi(app, server) as url:
+            assert fetch(f"{url}/shop/things/3").status == 200
+        check_tree(sent, {"asgi_http_get": None, "view": "asgi_http_get"})
+        root = sent.one("asgi_http_get")
+        assert root["request.path"] == "/shop/things/3"
+        assert root["request.route"] in ("/things/{id}", "home")
+
+    def test_mounted_application_alone(self, sent: Sent) -> None:
+        """Where a mounted application alone is traced, its path is the one below the mount."""
+        inner = Starlette(routes=[Route("/things/{id}", home)])
+        app = Starlette(routes=[Mount("/shop", app=HoneyASGIMiddleware(inner)), Route("/", home)])
+        with serve_asgi(app) as url:
+            assert fetch(f"{url}/shop/things/3").status == 200
+            assert fetch(url).status == 200
+        assert sent.one("asgi_http_get")["request.path"] == "/things/3"
+
+    def test_middleware_further_out(self, sent: Sent) -> None:
+        """What the application leaves in the scope is there for middleware around this one."""
+        found = []
+
+        class Outside(BaseHTTPMiddleware):
+            async def dispatch(self, request: Request, call_next: Any) -> Response:
+                response: Response = await call_next(request)
+                found.append((request.path_params, request.scope["endpoint"]))
+                return response
+
+        app = Starlette(
+            routes=[Route("/things/{id}", home)], middleware=[Middleware(Outside), TRACED]
+        )
+        with serve_asgi(app) as url:
+            fetch(f"{url}/things/3")
+        assert found == [({"id": "3"}, home)]
+
+
+class TestFastAPI:
+    @pytest.fixture
+    def app(self) -> Any:
+        """An application with routes of many kinds."""
+        app = fastapi.FastAPI()
+        router = fastapi.APIRouter(prefix="/shop")
+        together = threading.Barrier(4, timeout=TIMEOUT)
+
+        @app.get("/things/{id}")
+        async def thing(id: int) -> dict[str, int]:
+            with beeline.tracer("view"):
+                await asyncio.sleep(0)
+            return {"id": id}
+
+        @app.get("/sync/{id}")
+        def sync(id: int) -> int:
+            with beeline.tracer("outer"):
+                beeline.add_context_field("app.id", id)
+                together.wait()
+                with beeline.tracer("inner"):
+                    beeline.add_context_field("app.id", id)
+            return id
+
+        @router.get("/deep/{id}")
+        async def deep(id: int) -> int:
+            return id
+
+        @app.get("/refused")
+        async def refused() -> None:
+            raise fastapi.HTTPException(409, "sold out")
+
+        @app.get("/fails")
+        def fails() -> None:
+            raise RuntimeError("out of stock")
+
+        @app.get("/depends")
+        async def depends(user: str = fastapi.Depends(self.user)) -> str:
+            return user
+
+        @app.get("/later")
+        async def later(tasks: fastapi.BackgroundTasks) -> str:
+            tasks.add_task(self.work)
+            return "hello"
+
+        app.include_router(router, prefix="/v1")
+        return app
+
+    @staticmethod
+    def user() -> Iterator[str]:
+        with beeline.tracer("dependency"):
+            pass
+        yield "ann"
+
+    @staticmethod
+    async def work() -> None:
+        with beeline.tracer("work"):
+            pass
+
+    @pytest.mark.parametrize(
+        ("path", "route"),
+        [
+            ("/things/3?x=1", "/things/{id}"),
+            ("/v1/shop/deep/3", "/v1/shop/deep/{id}"),
+            ("/none", None),
+        ],
+    )
+    def test_route(self, sent: Sent, app: Any, installed: str, path: str, route: str) -> None:
+        """The route is the whole pattern, with the prefixes of its routers; absent without one."""
+        with serve_asgi(traced(app, installed)) as url:
+            assert fetch(url + path).status == (200 if route else 404)
+        assert sent.one("asgi_http_get").get("request.route") == route
+
+    def test_request(self, sent: Sent, server: str, app: Any, installed: str) -> None:
+        """A request is a root span with the view's spans below."""
+        with serve_asgi(traced(app, installed), server) as url:
+            assert fetch(f"{url}/things/3").body == b'{"id":3}'
+        root = sent.one("asgi_http_get")
+        assert root["response.status_code"] == 200
+        assert root["request.host"] == urlsplit(url).netloc
+        check_tree(sent, {"asgi_http_get": None, "view": "asgi_http_get"})
+
+    def test_incoming_trace(self, sent: Sent, server: str, app: Any) -> None:
+        """The trace of the caller is continued."""
+        app.add_middleware(HoneyASGIMiddleware)
+        with serve_asgi(app, server) as url:
+            fetch(f"{url}/things/1", headers={"X-Honeycomb-Trace": "1;trace_id=abc,parent_id=def"})
+        root, view = sent.one("asgi_http_get"), sent.one("view")
+        assert (root["trace.trace_id"], root["trace.parent_id"]) == ("abc", "def")
+        assert view["trace.parent_id"] == root["trace.span_id"]
+
+    def test_views_in_threads(self, sent: Sent, server: str, app: Any) -> None:
+        """Views that are plain functions, four at once in their threads, have the right parents."""
+        app.add_middleware(HoneyASGIMiddleware)
+        with serve_asgi(app, server) as url:
+            clients = [threading.Thread(target=fetch, args=(f"{url}/sync/{n}",)) for n in range(4)]
+            for client in clients:
+                client.start()
+            for client in clients:
+                client.join()
+        assert len(sent.events) == 12
+        for trace in sent.receiver.traces().values():
+            spans = {span["name"]: span for span in trace}
+            root, outer, inner = spans["asgi_http_get"], spans["outer"], spans["inner"]
+            assert root["request.path"] == f"/sync/{outer['app.id']}"
+            assert outer["app.id"] == inner["app.id"]
+            assert outer["trace.parent_id"] == root["trace.span_id"]
+            assert inner["trace.parent_id"] == outer["trace.span_id"]
+
+    def test_dependencies_and_background_tasks(self, sent: Sent, app: Any, installed: str) -> None:
+        """Spans of dependencies and background tasks are in their requests' traces."""
+        with serve_asgi(traced(app, installed)) as url:
+            assert fetch(f"{url}/depends").body == b'"ann"'
+            assert fetch(f"{url}/later").body == b'"hello"'
+        roots = {root["request.path"]: root for root in sent.named("asgi_http_get")}
+        for path, name in (("/depends", "dependency"), ("/later", "work")):
+            assert sent.one(name)["trace.parent_id"] == roots[path]["trace.span_id"]
+        assert len(sent.trace_ids) == 2
+
+    def test_exceptions(self, sent: Sent, app: Any, installed: str) -> None:
+        """An exception that the framework answers is a status; one that it does not is an error."""
+        with serve_asgi(traced(app, installed)) as url:
+            assert fetch(f"{url}/refused").status == 409
+            assert fetch(f"{url}/things/x").status == 422
+            assert fetch(f"{url}/fails").status == 500
+        refused, invalid, failed = sent.named("asgi_http_get")
+        assert (refused["response.status_code"], refused.get("request.error")) == (409, None)
+        assert (invalid["response.status_code"], invalid.get("request.error")) == (422, None)
+        assert failed["response.status_code"] == 500
+        assert failed["request.error"] == "<class 'RuntimeError'>"
+        assert failed["request.error_detail"] == "out of stock"
+        assert failed["request.route"] == "/fails"
+
+
+class TestQuart:
+    @pytest.fixture
+    def app(self) -> Any:
+        """An application with views of many kinds."""
+        quart = pytest.importorskip("quart", reason="Quart needs Flask 3")
+        app = quart.Quart(__name__)
+        app.logger.setLevel(logging.CRITICAL)
+
+        @app.route("/things/<int:id>")
+        async def thing(id: int) -> str:
+            with beeline.tracer("view"):
+                await asyncio.sleep(0)
+            return "hello"
+
+        @app.route("/sync")
+        def sync() -> str:
+            with beeline.tracer("view"):
+                return "hello"
+
+        @app.route("/stream")
+        async def stream() -> Any:
+            async def pieces() -> AsyncIterator[bytes]:
+                for number in range(3):
+                    with beeline.tracer("piece"):
+                        yield b"%d" % number
+
+            return quart.Response(pieces())
+
+        @app.route("/fails")
+        async def fails() -> str:
+            with beeline.tracer("view"):
+                raise RuntimeError("out of stock")
+
+        return app
+
+    @pytest.mark.parametrize("around", ["application", "asgi_app"])
+    @pytest.mark.parametrize("path", ["/things/3", "/sync"])
+    def test_request(self, sent: Sent, server: str, app: Any, around: str, path: str) -> None:
+        """A request is a root span, the view's below, in its task or thread; there is no route."""
+        wrapped = app
+        if around == "asgi_app":
+            app.asgi_app = HoneyASGIMiddleware(app.asgi_app)
+        else:
+            wrapped = HoneyASGIMiddleware(app)
+        with serve_asgi(wrapped, server) as url:
+            assert fetch(url + path).body == b"hello"
+        check_tree(sent, {"asgi_http_get": None, "view": "asgi_http_get"})
+        root = sent.one("asgi_http_get")
+        assert root["request.path"] == path
+        assert root["response.status_code"] == 200
+        assert "request.route" not in root
+
+    def test_streaming(self, sent: Sent, server: str, app: Any) -> None:
+        """Spans of a streamed body are in the trace; the root ends after them."""
+        with serve_asgi(HoneyASGIMiddleware(app), server) as url:
+            assert fetch(f"{url}/stream").body == b"012"
+        assert sent.names == ["piece", "piece", "piece", "asgi_http_get"]
+        assert len(sent.trace_ids) == 1
+
+    def test_exception(self, sent: Sent, app: Any) -> None:
+        """An exception of a view is a 500: Quart answers it itself; the view's span has it."""
+        with serve_asgi(HoneyASGIMiddleware(app)) as url:
+            assert fetch(f"{url}/fails").status == 500
+            assert fetch(f"{url}/none").status == 404
+        failed, missing = sent.named("asgi_http_get")
+        assert failed["response.status_code"] == 500
+        assert "request.error" not in failed
+        assert sent.one("view")["app.exception_string"] == "out of stock"
+        assert missing["response.status_code"] == 404
