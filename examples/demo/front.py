@@ -1,6 +1,7 @@
 """The front of a book shop. It asks the store, a second service, for books and prices.
 
-Run it with the store's address in the environment: `STORE_URL=http://... python front.py`
+Run it with the store's address in the environment:
+`PYTHONPATH=../shared STORE_URL=http://... python front.py`
 """
 
 import os

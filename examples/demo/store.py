@@ -1,6 +1,7 @@
 """The store of a book shop: which books there are, and how many copies of each.
 
-Run it with a database in the environment: `DATABASE_URL=sqlite:////tmp/books.db python store.py`
+Run it with a database in the environment:
+`PYTHONPATH=../shared DATABASE_URL=sqlite:////tmp/books.db python store.py`
 """
 
 import os

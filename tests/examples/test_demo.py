@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from examples.demo import trace_tree
 from examples.demo.story import CARD, FRONT, STORE, STORY
+from examples.shared import trace_tree
 from tests.receiver import Answer, Receiver
 
 ROOT = Path(__file__).resolve().parent.parent.parent

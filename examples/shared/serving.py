@@ -1,4 +1,4 @@
-"""How the demo's services run: until SIGTERM, losing neither a request nor a span.
+"""How the examples' services run: until SIGTERM, losing neither a request nor a span.
 
 An application in production has a server such as gunicorn for this, and needs none of it.
 """

@@ -66,8 +66,16 @@ def problems(events: list[Event], expected: Counter[tuple[str, str]]) -> list[st
     return found
 
 
-def draw(events: list[Event], colour: bool = False, ascii_only: bool = False) -> list[str]:
-    """Return the lines of a tree of a trace's spans, the earlier ones first."""
+def draw(
+    events: list[Event],
+    colour: bool = False,
+    ascii_only: bool = False,
+    also: tuple[str, ...] = (),
+) -> list[str]:
+    """Return the lines of a tree of a trace's spans, the earlier ones first.
+
+    `also` are names of fields to show besides the usual ones.
+    """
     lines = []
     paint = _painter(colour)
     services: list[str] = []
@@ -78,7 +86,7 @@ def draw(events: list[Event], colour: bool = False, ascii_only: bool = False) ->
             services.append(service)
         service_colour = COLOURS[services.index(service) % len(COLOURS)]
         rail, rail_below = _rails(last, bool(_children(events, span)), ascii_only)
-        fields = _fields(span, parent)
+        fields = _fields(span, parent, also)
         colour_of_fields = RED if any(map(_is_error, span)) else ""
         first, *more = _packed(fields)
         start = paint(f"{service:<{SERVICE_WIDTH}}", service_colour)
@@ -131,9 +139,9 @@ def _is_error(name: str) -> bool:
     return name in ("request.error_detail", "db.error", "app.exception_string")
 
 
-def _fields(span: Event, parent: Event | None) -> list[str]:
+def _fields(span: Event, parent: Event | None, also: tuple[str, ...]) -> list[str]:
     """Return the main fields as text, the application's only where they are new."""
-    names = [name for name in SHOWN if span.get(name) not in (None, "")]
+    names = [name for name in (*SHOWN, *also) if span.get(name) not in (None, "")]
     for name in sorted(span):
         if name.startswith(SHOWN_PREFIXES) and name not in NOT_SHOWN:
             inherited = parent is not None and parent["service.name"] == span["service.name"]
