@@ -1,0 +1,560 @@
+"""Full queues, calls in any order and from anywhere, interrupts: nothing hangs, nothing is lost.
+
+With threads and with Tornado; each event ends in exactly one response.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import dis
+import json
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+import beeline
+from libhoney import Client
+from libhoney.transmission import FileTransmission, TornadoTransmission, Transmission
+from libhoney.transmission.batching import MAX_PENDING_BYTES
+from libhoney.transmission.encoding import encode_event
+from tests.libhoney.conftest import KEY
+from tests.libhoney.support import answers, in_thread, send
+from tests.receiver import Answer, Receiver
+
+HANG = Answer(hang=True)
+CLOSED = "event dropped; transmission closed"
+OVERFLOW = "event dropped; queue overflow"
+UNANSWERED = "event dropped; no answer came in time"
+# What a call that waits for nothing may take before it counts as hung, seconds.
+LONG = 30.0
+
+Make = Callable[..., Client]
+
+
+@pytest.fixture(params=["threads", "tornado"])
+def make(request: pytest.FixtureRequest, receiver: Receiver) -> Iterator[Make]:
+    """Make clients that send with threads, or on a loop that runs in another thread."""
+    made: list[Client] = []
+    loop: Any = None
+    if request.param == "tornado":
+        loop = asyncio.new_event_loop()
+        runner = in_thread(loop.run_forever)
+
+    async def start(client: Client) -> None:
+        client.xmit.start()
+
+    def make_client(**settings: Any) -> Client:
+        settings = {"max_responses": 0, **settings}
+        chosen = TornadoTransmission if loop else Transmission
+        client = Client(KEY, "things", api_host=receiver.url, transmission_impl=chosen(**settings))
+        made.append(client)
+        if loop:
+            asyncio.run_coroutine_threadsafe(start(client), loop).result(LONG)
+        return client
+
+    yield make_client
+    receiver.release()
+    for client in made:
+        client.close(timeout=0.0)
+    if loop:
+        loop.call_soon_threadsafe(loop.stop)
+        runner.join(LONG)
+        loop.close()
+
+
+def in_time(*works: Callable[[], Any]) -> list[Any]:
+    """Run some things, each in a thread, and return their results; none may hang."""
+    results: list[Any] = [None] * len(works)
+
+    def work(number: int) -> None:
+        results[number] = works[number]()
+
+    threads = [in_thread(lambda number=number: work(number)) for number in range(len(works))]
+    for thread in threads:
+        thread.join(LONG)
+    assert not any(thread.is_alive() for thread in threads)
+    return results
+
+
+def told(client: Client) -> dict[Any, str | None]:
+    """Return the error of each response so far by its metadata; none has two."""
+    found = answers(client)
+    names = collections.Counter(one["metadata"] for one in found)
+    assert set(names.values()) <= {1}, names
+    return {one["metadata"]: one["error"] for one in found}
+
+
+def arrived(receiver: Receiver) -> set[Any]:
+    """Return the names that arrived; none did twice."""
+    names = collections.Counter(event.data["name"] for event in receiver.events)
+    assert set(names.values()) <= {1}, names
+    return set(names)
+
+
+# Full queues
+
+
+def event_of(client: Client, name: str, size: int) -> Any:
+    """Return an event that takes so many bytes of what may wait."""
+    event = client.new_event({"name": name})
+    event.add_metadata(name)
+    event.created_at = datetime(2024, 2, 29, 12, 30, 0, 1)
+    part = 0
+    while (missing := size - 1 - len(encode_event(event))) > 0:
+        frame = len(f',"{part}":""')
+        assert missing >= frame
+        text = min(missing - frame, 60_000)
+        if 0 < missing - frame - text < 2 * frame:
+            text -= 2 * frame
+        event.add_field(str(part), "x" * text)
+        part += 1
+    return event
+
+
+@pytest.mark.parametrize("over", [0, 1])
+def test_queue_is_full_at_exactly_32_mib(receiver: Receiver, make: Make, over: int) -> None:
+    """The event that ends at the bound is taken; with one byte more it is dropped."""
+    receiver.always(HANG)
+    client = make(compression=None, send_frequency=60, max_concurrent_batches=1)
+    whole, rest = divmod(MAX_PENDING_BYTES, 990_000)
+    for number in range(whole):
+        event_of(client, f"big {number}", 990_000).send()
+    assert told(client) == {}
+    event_of(client, "last", rest + over).send()
+    if not over:
+        assert told(client) == {}
+        event_of(client, "too much", 100).send()
+    name = "last" if over else "too much"
+    assert told(client) == {name: OVERFLOW}
+    receiver.wait_for_requests(1)
+    receiver.always(None)
+    receiver.release()
+    assert client.flush(LONG)
+    event_of(client, "room again", 990_000).send()
+    assert client.flush(LONG)
+    names = {f"big {number}" for number in range(whole)} | {"room again"}
+    if not over:
+        names.add("last")
+    assert arrived(receiver) == names
+    assert told(client) == dict.fromkeys(names)
+
+
+def test_queue_is_full_at_exactly_max_pending(receiver: Receiver, make: Make) -> None:
+    """Many threads send at once: as many as may wait are taken, and the rest is reported."""
+    receiver.always(HANG)
+    client = make(max_pending=100, send_frequency=60, max_concurrent_batches=1)
+    in_time(*[lambda t=t: [send(client, f"{t} {n}") for n in range(30)] for t in range(8)])
+    dropped = told(client)
+    assert list(dropped.values()) == [OVERFLOW] * 140
+    receiver.wait_for_requests(1)
+    receiver.always(None)
+    receiver.release()
+    assert client.flush(LONG)
+    accepted = told(client)
+    assert list(accepted.values()) == [None] * 100
+    assert not accepted.keys() & dropped.keys()
+    assert len(receiver.events) == 100
+
+
+def test_close_frees_every_send_that_waits_for_room(receiver: Receiver, make: Make) -> None:
+    """The server hangs, eight threads wait, another closes: all go on, each event is told once."""
+    receiver.always(HANG)
+    client = make(max_pending=2, block_on_send=True)
+    send(client, "first")
+    send(client, "second")
+    receiver.wait_for_requests(1)
+    entered = threading.Semaphore(0)
+
+    def wait(number: int) -> None:
+        entered.release()
+        send(client, number)
+
+    waiting = [in_thread(lambda number=number: wait(number)) for number in range(8)]
+    for _ in waiting:
+        assert entered.acquire(timeout=LONG)
+    closed, flushed = in_time(lambda: client.close(0.05), lambda: client.flush(0.05))
+    assert closed is False
+    assert isinstance(flushed, bool)  # True where it began when all was over
+    for thread in waiting:
+        thread.join(LONG)
+        assert not thread.is_alive()
+    assert told(client) == {
+        "first": UNANSWERED,
+        "second": UNANSWERED,
+        **dict.fromkeys(range(8), CLOSED),
+    }
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_full_response_queue_harms_no_event(receiver: Receiver, make: Make, waits: bool) -> None:
+    """Nobody reads: without `block_on_response` all arrive; with it `close` is bounded, and those
+    that did not leave are still told of."""
+    client = make(max_responses=2, block_on_response=waits, max_batch_size=2, send_frequency=0.001)
+    for number in range(40):
+        send(client, number)
+    if not waits:
+        assert client.flush(LONG)
+        assert arrived(receiver) == set(range(40))
+        assert len(told(client)) == 2
+        return
+    assert in_time(lambda: client.flush(0.05)) == [False]
+    assert in_time(lambda: client.close(0.05)) == [False]
+    found: dict[Any, str | None] = {}
+    ends = 0
+    while not ends or len(found) < 40:
+        one = client.responses().get(timeout=LONG)
+        if one is None:
+            ends += 1
+        else:
+            assert one["metadata"] not in found
+            found[one["metadata"]] = one["error"]
+    assert ends == 1
+    assert found.keys() == set(range(40))
+    assert {name for name, error in found.items() if error is None} <= arrived(receiver)
+
+
+# Calls in any order
+
+
+def test_flush_and_close_from_many_threads(receiver: Receiver, make: Make) -> None:
+    """Eight threads flush and four send while two close: each event arrives or is refused as too
+    late, and is told once; None comes once, after all that arrived."""
+    client = make(max_batch_size=7)
+    sending = threading.Barrier(6)
+
+    def produce(producer: int) -> None:
+        for number in range(400):
+            if number == 50:
+                sending.wait(LONG)
+            send(client, f"{producer} {number}")
+
+    def close() -> bool:
+        sending.wait(LONG)
+        return client.close()
+
+    results = in_time(
+        *[lambda producer=producer: produce(producer) for producer in range(4)],
+        *[lambda: [client.flush() for _ in range(20)] for _ in range(8)],
+        close,
+        close,
+    )
+    assert all(isinstance(result, bool) for result in results[-2:])
+    responses = list(client.responses().queue)
+    end = responses.index(None)
+    assert {one["error"] for one in responses[end + 1 :]} <= {CLOSED}
+    found = told(client)
+    assert found.keys() == {f"{p} {n}" for p in range(4) for n in range(400)}
+    assert set(found.values()) <= {None, CLOSED}
+    assert {name for name, error in found.items() if error is None} == arrived(receiver)
+
+
+def test_calls_after_close(receiver: Receiver, make: Make) -> None:
+    """`flush` and `close` have nothing to do, `send` reports its event, `start` begins again."""
+    client = make()
+    send(client, "before")
+    assert client.close()
+    assert [client.flush(), client.close(), client.flush()] == [True, True, True]
+    for number in range(3):
+        send(client, number)
+    assert client.flush()
+    assert told(client) == {"before": None, **dict.fromkeys(range(3), CLOSED)}
+    client.xmit.start()
+    send(client, "again")
+    assert client.flush()
+    assert told(client) == {"again": None}
+    assert client.close()
+    assert arrived(receiver) == {"before", "again"}
+
+
+def test_file_transmission_in_any_order(tmp_path: Path) -> None:
+    """Eight threads send while others flush and close: each event is one whole line, even after
+    `close`, for the stream is the application's; once that is closed, events are reported."""
+    path = tmp_path / "events"
+    output = path.open("w")
+    client = Client(KEY, "things", transmission_impl=FileTransmission(output=output))
+    in_time(
+        *[lambda t=t: [send(client, f"{t} {n}") for n in range(200)] for t in range(8)],
+        *[lambda: [client.flush() for _ in range(50)] for _ in range(4)],
+        client.close,
+        client.close,
+    )
+    lines = [json.loads(line)["data"]["name"] for line in path.read_text().splitlines()]
+    assert sorted(lines) == sorted(f"{t} {n}" for t in range(8) for n in range(200))
+    output.close()
+    send(client, "late")
+    assert [client.flush(), client.close()] == [False, False]
+    (error,) = told(client).values()
+    assert error is not None
+    assert error.startswith("event dropped; it cannot be written")
+
+
+# Calls from a hook
+
+
+def in_dynamic_field(client: Client, call: Callable[[], None]) -> None:
+    client.add_dynamic_field(call)
+    send(client, "event")
+
+
+def in_text_of_a_value(client: Client, call: Callable[[], None]) -> None:
+    class Value:
+        def __str__(self) -> str:
+            call()
+            return "text"
+
+    send(client, "event", value=Value())
+
+
+def in_statsd_client(client: Client, call: Callable[[], None]) -> None:
+    class Statsd:
+        def incr(self, *args: Any) -> None:
+            call()
+
+        gauge = incr
+
+    client.xmit._statsd = Statsd()
+    send(client, "event")
+
+
+def in_log_handler(client: Client, call: Callable[[], None]) -> None:
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            call()
+
+    logger = logging.getLogger("honeycomb-sdk")
+    logger.addHandler(handler := Handler())
+    try:
+        event = client.new_event({"name": "event"})
+        event.add_metadata("event")
+        event.api_host = "http://127.0.0.1:0/"  # refused, and warned of, by who posts
+        event.send()
+        wait_until(lambda: len(client.responses().queue) >= 2)
+    finally:
+        logger.removeHandler(handler)
+
+
+def in_signal_handler(client: Client, call: Callable[[], None]) -> None:
+    class Value:
+        def __str__(self) -> str:
+            signal.raise_signal(signal.SIGUSR1)
+            return "text"
+
+    previous = signal.signal(signal.SIGUSR1, lambda *_: call())
+    try:
+        send(client, "event", value=Value())
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    """Wait for what nothing tells of."""
+    deadline = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+HOOKS = [in_dynamic_field, in_text_of_a_value, in_statsd_client, in_log_handler, in_signal_handler]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("verb", ["flush", "close"])
+def test_flush_and_close_in_a_hook(
+    receiver: Receiver, make: Make, hook: Callable[..., None], verb: str
+) -> None:
+    """Called by the code that the library runs, also on a sender's thread or loop: no hang, no
+    exception, and each event is told once."""
+    client = make(max_concurrent_batches=1, send_frequency=0.01)
+    send(client, "before")
+    assert client.flush(LONG)
+    results: list[Any] = []
+
+    def call() -> None:
+        if not results:  # else it would come again with each event
+            results.append(None)
+            results[0] = getattr(client, verb)(5.0)
+
+    hook(client, call)
+    wait_until(lambda: results and results[0] is not None)
+    assert isinstance(results[0], bool)
+    client.add_dynamic_field(lambda: None)
+    send(client, "after")
+    client.flush(LONG)
+    wait_until(lambda: len([one for one in list(client.responses().queue) if one]) >= 3)
+    found = told(client)
+    assert found.keys() == {"before", "event", "after"}
+    assert found["after"] == (CLOSED if verb == "close" else None)
+    assert arrived(receiver) == {name for name, error in found.items() if error is None}
+
+
+@pytest.mark.parametrize("place", ["presend_hook", "sampler_hook"])
+def test_close_in_a_hook_of_beeline(receiver: Receiver, place: str) -> None:
+    """Closing in the middle of a span's end is no error; what was sent before arrives, and tracing
+    goes on, to nowhere, until the next `init`."""
+    ends: list[Any] = []
+
+    def hook(fields: dict[str, Any]) -> Any:
+        if fields["name"] == "last":
+            ends.append(beeline.close())
+        return (True, 1) if place == "sampler_hook" else None
+
+    settings: dict[str, Any] = {"writekey": KEY, "dataset": "d", "api_host": receiver.url}
+    beeline.init(**settings, **{place: hook})
+    with beeline.tracer("root"):
+        with beeline.tracer("first"):
+            pass
+        with beeline.tracer("last"):
+            pass
+    with beeline.tracer("nowhere"):
+        pass
+    assert len(ends) == 1
+    beeline.init(**settings)
+    with beeline.tracer("again"):
+        pass
+    assert beeline.flush(LONG)
+    assert {"first", "again"} <= arrived(receiver) <= {"first", "again", "last", "root"}
+
+
+# Interrupts
+
+
+class Interrupt:
+    """Raises KeyboardInterrupt at the nth point inside the library where Python looks for signals.
+
+    That is after a call (CPython 3.10 and later; 3.9 does it between any two instructions). In a
+    thread of its own, for the interpreter may go on as if it handled the exception for ever.
+    """
+
+    CALLS = {code for name, code in dis.opmap.items() if name.startswith("CALL")}
+
+    def __init__(self, at: int) -> None:
+        self.is_raised = False
+        self._left = at
+        self._last: dict[Any, int] = {}
+
+    def run(self, work: Callable[[], Any]) -> None:
+        """Run something, and end it so."""
+
+        def traced() -> None:
+            sys._getframe().f_trace_opcodes = True  # Python 3.12 wants it before the first event
+            sys.settrace(self._trace)
+            try:
+                work()
+            except KeyboardInterrupt:
+                return
+            finally:
+                sys.settrace(None)
+
+        in_time(traced)
+
+    def _trace(self, frame: Any, event: str, argument: Any) -> Any:
+        if "libhoney" not in frame.f_code.co_filename:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            before = self._last.get(frame)
+            self._last[frame] = frame.f_code.co_code[frame.f_lasti]
+            self._left -= before in self.CALLS
+            if not self._left:
+                self.is_raised = True
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return self._trace
+
+
+@pytest.mark.parametrize(
+    ("waiting", "settings"),
+    [
+        ([], {"max_concurrent_batches": 1, "send_frequency": 0.002}),
+        (["a"], {}),
+        (["a"], {"max_batch_size": 2, "max_concurrent_batches": 1}),
+        (["a", "b"], {"max_pending": 2}),
+        (["a", "left"], {}),
+    ],
+    ids=["opens a batch", "joins a batch", "fills a batch", "has no room", "adds what was left"],
+)
+def test_interrupt_at_each_point_of_send(
+    receiver: Receiver, make: Make, waiting: list[str], settings: dict[str, Any]
+) -> None:
+    """Wherever KeyboardInterrupt comes: the transmission works on, those sent before and after
+    arrive, each told once, and the interrupted one at most once."""
+    receiver.always(None)
+    at, is_raised = 0, True
+    while is_raised:
+        at += 1
+        client = make(**{"send_frequency": 60, **settings})
+        for name in waiting:
+            with client.xmit._lock if name == "left" else nullcontext():
+                send(client, f"{name} {at}")
+        interrupt = Interrupt(at)
+        interrupt.run(lambda client=client, at=at: send(client, f"interrupted {at}"))
+        is_raised = interrupt.is_raised
+        if waiting:
+            assert in_time(lambda client=client: client.flush(5.0)) == [True], at
+            in_time(lambda client=client, at=at: send(client, f"after {at}"))
+        else:  # without `flush`, which posts itself where no thread runs
+            send(client, f"after {at}")
+            receiver.wait_for(lambda r, at=at: r.named(f"after {at}"))
+        (is_closed,) = in_time(lambda client=client: client.close(5.0))
+        assert is_closed, at
+        found = told(client)
+        expected = {f"{name} {at}" for name in [*waiting, "after"]}
+        assert expected <= found.keys() <= expected | {f"interrupted {at}"}, at
+        assert [found[name] for name in expected] == [None] * len(expected), at
+        delivered = {name for name, error in found.items() if error is None}
+        assert arrived(receiver) == delivered, at
+        stats = client.xmit.stats
+        assert (stats["queued"], stats["sent"]) == (len(delivered), len(delivered)), at
+        untold = sum(stats["dropped"].values()) - (len(found) - len(delivered))
+        assert untold in (0, 1 - (f"interrupted {at}" in found)), at
+        receiver.clear()
+    assert at > 20
+
+
+def test_interrupt_while_what_was_left_is_added(receiver: Receiver, make: Make) -> None:
+    """Wherever KeyboardInterrupt comes in the first steps of `flush`, none is lost or doubled."""
+    for at in range(1, 25):
+        client = make(send_frequency=60)
+        send(client, f"a {at}")
+        with client.xmit._lock:
+            send(client, f"left {at}")
+            send(client, f"left too {at}")
+        Interrupt(at).run(lambda client=client: client.flush(5.0))
+        assert in_time(lambda client=client: client.flush(5.0)) == [True], at
+        in_time(lambda client=client: client.close(5.0))
+        expected = dict.fromkeys((f"a {at}", f"left {at}", f"left too {at}"))
+        assert told(client) == expected, at
+        assert arrived(receiver) == set(expected), at
+        receiver.clear()
+
+
+def test_a_handler_that_flushes_while_what_was_left_is_added(
+    receiver: Receiver, make: Make
+) -> None:
+    """It adds the others; the one that was just added is not added again."""
+    client = make(send_frequency=60)
+
+    with client.xmit._lock:
+        send(client, "left")
+        send(client, "left too")
+    notify, done = client.xmit._notify, []
+
+    def handle() -> None:
+        notify()
+        if not done:
+            done.append(True)
+            client.xmit._add_aside()
+
+    client.xmit._notify = handle
+    assert client.flush(5.0)
+    assert told(client) == {"left": None, "left too": None}
