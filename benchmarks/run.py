@@ -1,6 +1,8 @@
-"""Measure this library against the published packages, both in one run.
+"""Measure this library against the published one and three other tracers, all in one run.
 
-    python benchmarks/run.py [--quick] [--markdown] [--only NAME]
+    python benchmarks/run.py [--quick] [--rounds N] [--markdown] [--only NAME] [--subjects A,B]
+    python benchmarks/run.py --record
+    python benchmarks/run.py --guard
 
 Each is installed, once, in an environment of its own under `.venvs`. See README.md beside this.
 """
@@ -8,99 +10,51 @@ Each is installed, once, in an environment of its own under `.venvs`. See README
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import platform
-import shutil
+import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
+
+from environments import (
+    ROOT,
+    SUBJECTS,
+    Environment,
+    Failure,
+    Subject,
+    Unavailable,
+    clean_environ,
+    collector_environment,
+    environment,
+    ours,
+)
+
+__all__ = ["Environment", "Failure", "Receiver", "ours", "receiver", "run_case"]
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-PUBLISHED = ("honeycomb-beeline==3.6.0", "libhoney==2.4.0")
-SOURCES = ("beeline", "libhoney", "setup.py", "pyproject.toml", "LICENSE", "CONTRIBUTORS")
-CASE_SECONDS = 120
-
-
-class Environment(NamedTuple):
-    """An interpreter with one of the two installed."""
-
-    name: str
-    python: str
-
-
-class Failure(Exception):
-    """Something that makes the figures worthless."""
-
-
-# Environments
-
-
-def make_environment(name: str, requirements: list[str], stamp: str) -> Environment:
-    """Return an environment with these packages and nothing else, made anew if it is another."""
-    home = ROOT / ".venvs" / "bench-{}-{}.{}.{}".format(name, *sys.version_info[:3])
-    python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    mark = home / "installed"
-    if not mark.exists() or mark.read_text() != stamp:
-        print(f"Installing {name} into {home.relative_to(ROOT)}", file=sys.stderr)
-        pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
-        run = ["install", "-qq", *requirements]
-        # Its .pth file and import hook would slow down every start of the interpreter.
-        without_setuptools = ["uninstall", "-qq", "-y", "setuptools"]
-        try:
-            subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
-            subprocess.run([*pip, *run], check=True)
-            subprocess.run([*pip, *without_setuptools], check=True, stderr=subprocess.DEVNULL)
-        except subprocess.CalledProcessError as error:
-            raise Failure(f"{name} could not be installed: {error}") from error
-        mark.write_text(stamp)
-    return Environment(name, str(python))
-
-
-def published() -> Environment:
-    """Return the environment of the published packages."""
-    return make_environment("published", [*PUBLISHED], " ".join(PUBLISHED))
-
-
-def ours() -> Environment:
-    """Return an environment with this library as it is now, installed as users install it."""
-    digest = hashlib.sha256()
-    files = [path for name in SOURCES for path in [ROOT / name, *(ROOT / name).rglob("*")]]
-    for path in sorted(files):
-        if path.is_file() and path.suffix != ".pyc":
-            digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
-    with tempfile.TemporaryDirectory() as work:
-        for name in SOURCES:
-            if (ROOT / name).is_dir():
-                ignored = shutil.ignore_patterns("__pycache__")
-                shutil.copytree(ROOT / name, Path(work, name), ignore=ignored)
-            elif (ROOT / name).exists():
-                shutil.copy(ROOT / name, work)
-        Path(work, "README.md").touch()  # only the index shows it
-        return make_environment("ours", [f"{work}[flask]"], digest.hexdigest())
-
-
-def clean_environ() -> dict[str, str]:
-    """Return this process's environment without what would change how the cases run."""
-    unwanted = ("PYTHON", "HONEYCOMB", "VIRTUAL_ENV", "SERVICE_NAME")
-    environ = {k: v for k, v in os.environ.items() if not k.upper().startswith(unwanted)}
-    return {**environ, "NO_PROXY": "*", "no_proxy": "*"}
+RECORDED = HERE / "recorded.json"
+CASE_SECONDS = 180
+SLOW_SECONDS = 0.1
+# A ratio may get so much worse before the guard speaks.
+TOLERANCE = 1.15
 
 
 # Running
 
 
-def run_case(environment: Environment, case: str, *arguments: object) -> dict[str, float]:
+def run_case(
+    environment: Environment, case: str, *arguments: object, environ: dict[str, str] | None = None
+) -> dict[str, Any]:
     """Run one case and return its figures."""
     command = [environment.python, str(HERE / "cases" / f"{case}.py"), *map(str, arguments)]
     try:
@@ -108,36 +62,33 @@ def run_case(environment: Environment, case: str, *arguments: object) -> dict[st
             command,
             capture_output=True,
             text=True,
-            env=clean_environ(),
+            env={**clean_environ(), **(environ or {})},
             timeout=CASE_SECONDS,
         )
     except subprocess.TimeoutExpired:
         raise Failure(f"{case} with {environment.name}: no end after {CASE_SECONDS} s") from None
-    if done.returncode != 0:
+    if done.returncode != 0 or not done.stdout:
         raise Failure(f"{case} with {environment.name} failed:\n{done.stderr or done.stdout}")
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
 
-def process_cpu_ms(environment: Environment, code: str) -> float:
+def process_cpu_ms(environment: Environment, code: str, environ: dict[str, str]) -> float:
     """Return the CPU time of a fresh interpreter that runs this code, in milliseconds."""
     started = _children_cpu()
-    subprocess.run([environment.python, "-I", "-c", code], check=True, env=clean_environ())
+    subprocess.run(
+        [environment.python, "-I", "-c", code], check=True, env={**clean_environ(), **environ}
+    )
     return (_children_cpu() - started) * 1e3
 
 
 def _children_cpu() -> float:
-    times = os.times()  # coarse on some platforms
-    try:
-        import resource
-    except ImportError:
-        return times.children_user + times.children_system
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 class Receiver:
-    """The tests' receiver in a process of its own, counting only."""
+    """What counts the events that arrive, in a process of its own."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -149,234 +100,328 @@ class Receiver:
             counts: dict[str, int] = json.loads(answer.read())
         return counts
 
-    def pipeline(
-        self, environment: Environment, events: int, size: int, seconds: float
-    ) -> dict[str, float]:
-        """Run the pipeline case; add how many of its events did not arrive."""
-        return self.deliver(environment, "pipeline", events, size, seconds)
-
-    def deliver(self, environment: Environment, case: str, *arguments: object) -> dict[str, float]:
-        """Run a case that sends here; add how many of its events did not arrive."""
+    def deliver(
+        self,
+        environment: Environment,
+        case: str,
+        *arguments: object,
+        environ: dict[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """Run a case that sends here; add how many of its events arrived, and did not."""
         self.ask("/reset", b"")
-        figures = run_case(environment, case, self.url, *arguments)
+        figures = run_case(environment, case, self.url, *arguments, environ=environ)
         counts = self.ask("/count")
-        figures["lost"] = figures["sent"] - counts["events"]
+        figures["arrived"] = counts["events"]
+        figures["lost"] = figures.get("sent", 0) - counts["events"]
         figures["batches"] = counts["batches"]
         figures["wire_bytes"] = counts["bytes"] / max(1, counts["events"])
         return figures
 
 
+def receiver(python: str, delay: float = 0.0) -> AbstractContextManager[Receiver]:
+    """Run the tests' receiver, for Honeycomb's API; it answers after `delay` seconds."""
+    return _serving([python, "-m", "tests.receiver", "--count-only", "--delay", str(delay)])
+
+
+def collector(python: str, delay: float = 0.0) -> AbstractContextManager[Receiver]:
+    """Run the collector, for the other APIs; it answers after `delay` seconds."""
+    return _serving([python, str(HERE / "collector.py"), "--delay", str(delay)])
+
+
 @contextmanager
-def receiver(python: str) -> Iterator[Receiver]:
-    """Run a receiver."""
+def _serving(command: list[str]) -> Iterator[Receiver]:
     process = subprocess.Popen(
-        [python, "-m", "tests.receiver", "--count-only"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=clean_environ(),
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=clean_environ()
     )
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line.startswith("listening on "):
-            raise Failure("the receiver did not start")
+            raise Failure(f"no receiver started: {' '.join(command[1:])}")
         yield Receiver(line[len("listening on ") :].strip())
     finally:
         process.terminate()
         process.wait(10)
 
 
-# Figures
+# What is measured
 
 
-@dataclass
-class Comparison:
-    """A figure for both, each measured once in every round."""
+class Figure(NamedTuple):
+    """A row of the table."""
 
     name: str
     title: str
     unit: str
-    measure: Callable[[Environment], float]
+    #: The ratio to the published Beeline that is aimed at.
     aim: float | None = None
-    #: At most so much in `unit`, whatever the published packages need.
-    aim_absolute: float | None = None
-    rounds: int = 7
+    #: The same to another subject.
+    aims: dict[str, float] = {}
+    #: Percent of the events that were lost: ours may lose none.
+    is_loss: bool = False
+    more_is_better: bool = False
+
+
+class Target(NamedTuple):
+    """A subject in its environment, with the two receivers that understand it."""
+
+    subject: Subject
+    environment: Environment
+    endpoint: Receiver
+    slow: Receiver
+
+    def case(self, name: str, *arguments: object) -> dict[str, Any]:
+        """Run a case that sends nothing."""
+        return run_case(
+            self.environment, name, self.subject.module, *arguments, environ=self.environ()
+        )
+
+    def deliver(self, endpoint: Receiver, case: str, *arguments: object) -> dict[str, Any]:
+        """Run a case that sends."""
+        return endpoint.deliver(
+            self.environment,
+            case,
+            self.subject.module,
+            *arguments,
+            environ=self.environ(endpoint),
+        )
+
+    def environ(self, endpoint: Receiver | None = None) -> dict[str, str]:
+        """Return the subject's environment variables."""
+        url = (endpoint or self.endpoint).url
+        return {name: text.format(url=url) for name, text in self.subject.environ.items()}
+
+
+class Group(NamedTuple):
+    """Figures that come from the same runs."""
+
+    figures: tuple[Figure, ...]
+    #: Returns the figures by their names; one that the subject lacks is absent.
+    measure: Callable[[Target, int], dict[str, float]]
+
+
+def _cpu(case: str, name: str, count: int) -> Callable[[Target, int], dict[str, float]]:
+    return lambda target, scale: {name: target.case(case, max(1, count // scale))["cpu_us"]}
+
+
+def _request(case: str, name: str, count: int) -> Callable[[Target, int], dict[str, float]]:
+    def measure(target: Target, scale: int) -> dict[str, float]:
+        requests = count // scale
+        traced = target.deliver(target.endpoint, case, requests, "traced", 0)
+        if "missing" in traced:
+            if target.subject.name == "ours":
+                raise Failure(f"{name}: {traced['missing']}")
+            return {}
+        plain = target.deliver(target.endpoint, case, requests, "plain", 0)
+        spans = traced["spans"]
+        delivered = target.deliver(target.endpoint, case, requests, "delivered", spans)
+        if delivered["lost"] and target.subject.speaks_honeycomb:
+            raise Failure(f"{name} with {target.subject.name}: {delivered['lost']} events lost")
+        return {
+            name: delivered["mean_us"] - plain["mean_us"],
+            f"{name}-middleware": traced["fastest_us"] - plain["fastest_us"],
+        }
+
+    return measure
+
+
+def _deliver(
+    target: Target, endpoint: Receiver, traces: int, threads: int, mode: str, pace: float = 0.0
+) -> dict[str, float]:
+    """Run the pipeline case; return CPU for each event that arrived, and what became of them."""
+    burst = int(pace) or traces
+    seconds = 0.1 if pace else 0
+    figures = target.deliver(endpoint, "pipeline", traces, threads, burst, seconds, mode)
+    arrived = figures["arrived"] - figures["warm_up"]
+    sent = figures["sent"] - figures["warm_up"]
+    if arrived <= 0 or arrived > sent:
+        raise Failure(f"pipeline with {target.subject.name}: {arrived} of {sent} events arrived")
+    return {
+        "cpu": figures["cpu_seconds"] / arrived * 1e6,
+        "rate": arrived / figures["seconds"],
+        "lost": 1e2 * (sent - arrived) / sent,
+        "peak": figures["peak_mib"],
+    }
+
+
+def _full_speed(threads: int, prefix: str) -> Callable[[Target, int], dict[str, float]]:
+    def measure(target: Target, scale: int) -> dict[str, float]:
+        usual = _deliver(target, target.endpoint, 2_000 // scale, threads, "drops")
+        waiting = usual
+        if target.subject.speaks_honeycomb:
+            waiting = _deliver(target, target.endpoint, 1_500 // scale, threads, "waits")
+            usual["lost"] = max(usual["lost"], waiting["lost"])
+        return {
+            f"{prefix}": waiting["cpu"],
+            f"{prefix}-rate": usual["rate"],
+            f"{prefix}-lost": usual["lost"],
+            f"{prefix}-peak": usual["peak"],
+        }
+
+    return measure
+
+
+def _paced(target: Target, scale: int) -> dict[str, float]:
+    figures = _deliver(target, target.endpoint, 2_000 // scale, 1, "drops", pace=50)
+    return {"paced": figures["cpu"], "paced-lost": figures["lost"]}
+
+
+def _delayed(target: Target, scale: int) -> dict[str, float]:
+    figures = _deliver(target, target.slow, 1_000 // scale, 1, "drops")
+    return {"delay-rate": figures["rate"], "delay-lost": figures["lost"]}
+
+
+def _import(target: Target, scale: int) -> dict[str, float]:
+    added = []
+    for _ in range(3):
+        empty = process_cpu_ms(target.environment, "pass", target.environ())
+        full = process_cpu_ms(target.environment, target.subject.imports, target.environ())
+        added.append(full - empty)
+    return {"import": statistics.median(added)}
+
+
+def _memory(target: Target, scale: int) -> dict[str, float]:
+    figures = target.deliver(target.endpoint, "memory", target.subject.imports)
+    if figures["lost"]:
+        raise Failure(f"memory with {target.subject.name}: its one event did not arrive")
+    return {f"memory-{name}": figures[name] for name in ("imported", "initialised", "delivered")}
+
+
+GROUPS = (
+    Group((Figure("span", "span with five fields", "µs", 0.18),), _cpu("span", "span", 8)),
+    Group((Figure("traced", "`@traced`, in a trace", "µs"),), _cpu("traced", "traced", 8)),
+    Group(
+        (Figure("uninitialized", "`@traced`, uninitialised", "µs", 0.06),),
+        _cpu("uninitialized", "uninitialized", 20_000),
+    ),
+    Group(
+        (
+            Figure("pipeline", "full speed: CPU a delivered event", "µs", 0.075, {"ddtrace": 0.45}),
+            Figure("pipeline-rate", "full speed: delivered a second", "", more_is_better=True),
+            Figure("pipeline-lost", "full speed: lost", "%", is_loss=True),
+            Figure("pipeline-peak", "full speed: peak memory", "MiB", 1.0),
+        ),
+        _full_speed(1, "pipeline"),
+    ),
+    Group(
+        (
+            Figure("paced", "5,000/s: CPU a delivered event", "µs", 0.13),
+            Figure("paced-lost", "5,000/s: lost", "%", is_loss=True),
+        ),
+        _paced,
+    ),
+    Group(
+        (
+            Figure("threads", "eight threads: CPU a delivered event", "µs", 0.09),
+            Figure("threads-rate", "eight threads: delivered a second", "", more_is_better=True),
+            Figure("threads-lost", "eight threads: lost", "%", is_loss=True),
+        ),
+        _full_speed(8, "threads"),
+    ),
+    Group(
+        (
+            Figure("delay-rate", "100 ms delay: delivered a second", "", more_is_better=True),
+            Figure("delay-lost", "100 ms delay: lost", "%", is_loss=True),
+        ),
+        _delayed,
+    ),
+    Group(
+        (
+            Figure("flask", "Flask: added to a request, delivered", "µs", 0.45),
+            Figure("flask-middleware", "Flask: the same, spans thrown away", "µs"),
+        ),
+        _request("flask_request", "flask", 200),
+    ),
+    Group(
+        (
+            Figure("django", "Django, one query: added to a request, delivered", "µs", 0.55),
+            Figure("django-middleware", "Django, one query: the same, spans thrown away", "µs"),
+        ),
+        _request("django_request", "django", 150),
+    ),
+    Group(
+        (
+            Figure("asgi", "ASGI: added to a request, delivered", "µs"),
+            Figure("asgi-middleware", "ASGI: the same, spans thrown away", "µs"),
+        ),
+        _request("asgi_request", "asgi", 400),
+    ),
+    Group(
+        (Figure("gather", "`gather` of 1,000: added to a coroutine", "µs"),),
+        _cpu("gather", "gather", 12),
+    ),
+    Group((Figure("import", "import: CPU", "ms", 0.30),), _import),
+    Group(
+        (
+            Figure("memory-imported", "memory: imported", "MiB"),
+            Figure("memory-initialised", "memory: initialised", "MiB", 0.6),
+            Figure("memory-delivered", "memory: first event delivered", "MiB"),
+        ),
+        _memory,
+    ),
+)
+
+
+# Results
+
+
+class Ratio(NamedTuple):
+    """The median of the rounds' ratios, the smallest and the largest."""
+
+    median: float
+    low: float
+    high: float
 
 
 @dataclass
-class Result:
-    """The medians of a comparison; the ratio is the median of the rounds' ratios."""
+class Results:
+    """What the rounds measured."""
 
-    comparison: Comparison
-    ours: float
-    published: float
-    ratio: float
-    spread: tuple[float, float]
+    subjects: list[Subject]
+    #: By figure, then by subject: one of each round.
+    values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
-    def verdict(self) -> str:
-        """Say whether the aims are met; nothing where there are none."""
-        aim, absolute = self.comparison.aim, self.comparison.aim_absolute
-        if aim is None:
-            return ""
-        met = self.ratio <= aim and (absolute is None or self.ours <= absolute)
-        return "met" if met else "missed"
+    def add(self, subject: Subject, values: dict[str, float]) -> None:
+        """Keep what one round measured of a subject."""
+        for name, value in values.items():
+            self.values.setdefault(name, {}).setdefault(subject.name, []).append(value)
 
+    def of(self, figure: Figure, subject: str) -> list[float]:
+        """Return the rounds' values, none where there are none."""
+        return self.values.get(figure.name, {}).get(subject, [])
 
-def compare(comparison: Comparison, mine: Environment, theirs: Environment) -> Result:
-    """Measure both by turns, A B B A A B ..."""
-    pairs = []
-    for number in range(comparison.rounds):
-        order = (mine, theirs) if number % 2 == 0 else (theirs, mine)
-        values = {environment.name: comparison.measure(environment) for environment in order}
-        pairs.append((values[mine.name], values[theirs.name]))
-    ratios = sorted(a / b for a, b in pairs)
-    return Result(
-        comparison,
-        statistics.median(a for a, _ in pairs),
-        statistics.median(b for _, b in pairs),
-        statistics.median(ratios),
-        (ratios[0], ratios[-1]),
-    )
+    def ratio(self, figure: Figure, other: str = "published") -> Ratio | None:
+        """Return ours to another's, each divided in its own round."""
+        if figure.is_loss:
+            return None
+        pairs = list(zip(self.of(figure, "ours"), self.of(figure, other)))
+        if not pairs or other == "ours":
+            return None
+        ratios = [mine / theirs for mine, theirs in pairs]
+        return Ratio(statistics.median(ratios), min(ratios), max(ratios))
 
-
-def import_ms(environment: Environment) -> float:
-    """Return what `import beeline` adds to an interpreter: the median of five pairs."""
-    added = []
-    for _ in range(5):
-        empty = process_cpu_ms(environment, "pass")
-        added.append(process_cpu_ms(environment, "import beeline") - empty)
-    return statistics.median(added)
+    def ratios(self, figures: list[Figure]) -> dict[str, tuple[Figure, Ratio]]:
+        """Return every ratio by its name."""
+        found = {}
+        for figure in figures:
+            for other in ("published", *figure.aims):
+                ratio = self.ratio(figure, other)
+                if ratio:
+                    name = figure.name if other == "published" else f"{figure.name}/{other}"
+                    found[name] = figure, ratio
+        return found
 
 
-def comparisons(endpoint: Receiver, quick: bool) -> list[Comparison]:
-    """Return what is measured for both."""
-    scale = 4 if quick else 1
-    rounds = 3 if quick else 7
-
-    def delivered(events: int, size: int, seconds: float) -> Callable[[Environment], float]:
-        def measure(environment: Environment) -> float:
-            figures = endpoint.pipeline(environment, events // scale, size, seconds)
-            if figures["lost"]:
-                raise Failure(
-                    f"{environment.name} lost {figures['lost']:.0f} of {figures['sent']:.0f} "
-                    f"events in bursts of {size} each {seconds} s; is this machine very busy?"
-                )
-            return figures["cpu_us"]
-
-        return measure
-
-    def flat_out(environment: Environment) -> float:
-        figures = endpoint.deliver(environment, "events", 20_000 // scale)
-        if figures["lost"]:
-            raise Failure(f"{environment.name} lost {figures['lost']:.0f} events")
-        return figures["cpu_us"]
-
-    return [
-        Comparison(
-            "span",
-            "a span with five fields, transmission discarding",
-            "µs",
-            lambda environment: run_case(environment, "span", 20_000 // scale)["cpu_us"],
-            aim=0.20,
-            rounds=rounds,
-        ),
-        Comparison(
-            "uninitialized",
-            "a `@traced` call before `init`",
-            "µs",
-            lambda environment: run_case(environment, "uninitialized", 100_000 // scale)["cpu_us"],
-            aim=0.08,
-            rounds=rounds,
-        ),
-        Comparison(
-            "events",
-            "whole pipeline, each delivered event of 20 fields, as fast as it goes",
-            "µs",
-            flat_out,
-            aim=0.085,
-            rounds=rounds,
-        ),
-        Comparison(
-            "pipeline",
-            "the same as a span: 5,000/s, bursts of 500",
-            "µs",
-            delivered(20_000, 500, 0.1),
-            rounds=rounds,
-        ),
-        Comparison(
-            "steady",
-            "the same as a span: 2,000/s, bursts of 50",
-            "µs",
-            delivered(8_000, 50, 0.025),
-            rounds=3,
-        ),
-        Comparison(
-            "import",
-            "`import beeline`, over an empty interpreter",
-            "ms",
-            import_ms,
-            aim=0.35,
-            aim_absolute=20,
-            rounds=rounds,
-        ),
-        Comparison(
-            "memory",
-            "memory of an event that waits",
-            "bytes",
-            lambda environment: run_case(environment, "waiting", 800)["bytes"],
-            rounds=1,
-        ),
-    ]
-
-
-def extras(endpoint: Receiver, mine: Environment, quick: bool) -> Iterator[tuple[str, str, str]]:
-    """Yield what is measured for ours alone: name, title and figures."""
-    rounds = 2 if quick else 3
-    runs = [endpoint.pipeline(mine, 50_000, 50, 0) for _ in range(rounds)]
-    middle = sorted(runs, key=lambda figures: figures["events_per_s"])[len(runs) // 2]
-    lost = sum(run["lost"] for run in runs)
-    yield (
-        "burst",
-        "50,000 events as fast as one thread can, default settings",
-        f"{middle['events_per_s']:,.0f} events/s to the last answer, {middle['cpu_us']:.1f} µs "
-        f"each, {middle['wire_bytes']:.0f} bytes each on the wire, {lost:.0f} lost",
-    )
-    if lost:
-        raise Failure(f"{lost:.0f} events of a burst were lost")
-    pairs = []
-    for _ in range(rounds):
-        traced = run_case(mine, "flask_request", 1_000, "traced")["cpu_us"]
-        pairs.append((traced, run_case(mine, "flask_request", 1_000, "plain")["cpu_us"]))
-    traced, plain = (statistics.median(values) for values in zip(*pairs))
-    yield (
-        "flask",
-        "a request through a minimal Flask application",
-        f"{plain:.1f} µs, with the middleware {traced:.1f} µs: {traced - plain:.1f} µs more",
-    )
-
-
-def system_calls(endpoint: Receiver, environment: Environment) -> float | None:
-    """Return system calls for each event in a burst, None where strace cannot tell."""
-    if shutil.which("strace") is None:
-        return None
-    totals = []
-    for events in (1_000, 2_000):
-        with tempfile.TemporaryDirectory() as work:
-            out = Path(work, "counts")
-            case = [str(HERE / "cases" / "pipeline.py"), endpoint.url, str(events), "500", "0.5"]
-            done = subprocess.run(
-                ["strace", "-f", "-c", "-o", str(out), environment.python, *case],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env=clean_environ(),
-            )
-            total = out.read_text().splitlines()[-1:] if out.exists() else []
-            if done.returncode != 0 or not total or "total" not in total[0]:
-                return None
-            # The column before the errors, if there are any; newer releases leave none out.
-            totals.append(int(total[0].split()[3]))
-    return (totals[1] - totals[0]) / 1_000
+def measure(targets: list[Target], groups: list[Group], rounds: int, scale: int) -> Results:
+    """Measure each group with each subject in each round; another subject begins each time."""
+    results = Results([target.subject for target in targets])
+    for number in range(rounds):
+        print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+        for group in groups:
+            first = number % len(targets)
+            for target in targets[first:] + targets[:first]:
+                results.add(target.subject, group.measure(target, scale))
+    return results
 
 
 # Output
@@ -384,81 +429,244 @@ def system_calls(endpoint: Receiver, environment: Environment) -> float | None:
 
 def show(value: float, unit: str) -> str:
     """Return a figure with three digits or so."""
-    if value >= 1_000:
-        return f"{value:,.0f} {unit}"
-    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
+    digits = 0 if value >= 100 or value == 0 else 1 if value >= 10 else 2
+    return f"{value:,.{digits}f} {unit}".strip()
+
+
+def rows(results: Results, figures: list[Figure]) -> Iterator[list[str]]:
+    """Yield the table's rows."""
+    yield [
+        "",
+        *(subject.title for subject in results.subjects),
+        "ours/published",
+        "smallest to largest",
+        "aim",
+        "",
+    ]
+    for figure in figures:
+        medians = {
+            subject.name: statistics.median(values)
+            for subject in results.subjects
+            if (values := results.of(figure, subject.name))
+        }
+        cells = [
+            show(medians[subject.name], figure.unit) if subject.name in medians else "-"
+            for subject in results.subjects
+        ]
+        if figure.is_loss:
+            worst = max(results.of(figure, "ours"))
+            yield [figure.title, *cells, "", "", "none", "missed" if worst else "met"]
+            continue
+        yield [figure.title, *cells, *verdict(results.ratio(figure), figure.aim)]
+        for other, aim in figure.aims.items():
+            if ratio := results.ratio(figure, other):
+                blank = [""] * len(cells)
+                yield [f"the same, ours/{other}", *blank, *verdict(ratio, aim)]
+
+
+def verdict(ratio: Ratio | None, aim: float | None) -> list[str]:
+    """Return the cells that tell a ratio and whether its aim is reached."""
+    if ratio is None:
+        return ["-", "", "" if aim is None else f"{aim:g}", ""]
+    spread = f"{ratio.low:.3f} to {ratio.high:.3f}"
+    if aim is None:
+        return [f"{ratio.median:.3f}", spread, "", ""]
+    return [
+        f"{ratio.median:.3f}",
+        spread,
+        f"{aim:g}",
+        "met" if ratio.median <= aim else "missed",
+    ]
+
+
+def print_table(lines: list[list[str]], markdown: bool) -> None:
+    """Print the rows, the first as a head."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    for number, line in enumerate(lines):
+        cells = [
+            text.ljust(width) if i == 0 else text.rjust(width)
+            for i, (text, width) in enumerate(zip(line, widths))
+        ]
+        print("| " + " | ".join(cells) + " |" if markdown else "  ".join(cells).rstrip())
+        if markdown and number == 0:
+            print("|---|" + "---:|" * (len(line) - 1))
+    print()
+
+
+def describe(targets: list[Target], rounds: int, quick: bool) -> str:
+    """Return what was measured where: date, interpreter, machine, versions."""
+    described = []
+    for target in targets:
+        versions = target.environment.versions(target.subject.distributions)
+        described.append(
+            f"{target.subject.title}: "
+            + ", ".join(f"{name} {version}" for name, version in versions.items())
+        )
+    web = targets[0].environment.versions(("Flask", "Werkzeug", "Django"))
+    described.append(", ".join(f"{name} {version}" for name, version in web.items()) + " for all")
+    return (
+        f"{date.today()}, {platform.python_implementation()} {platform.python_version()}, "
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
+        f"{rounds} {'short ' if quick else ''}round{'s' if rounds > 1 else ''}. "
+        f"{'; '.join(described)}."
+    )
+
+
+# The guard
+
+
+def record(found: dict[str, tuple[Figure, Ratio]], version: str) -> None:
+    """Write the ratios down for later releases; the rest depends on the machine."""
+    ratios = {
+        name: {key: round(value, 4) for key, value in ratio._asdict().items()}
+        for name, (_, ratio) in found.items()
+    }
+    content = {
+        "version": version,
+        "date": str(date.today()),
+        "python": platform.python_version(),
+        "ratios": ratios,
+    }
+    RECORDED.write_text(json.dumps(content, indent=2) + "\n")
+    print(f"recorded in {RECORDED.relative_to(ROOT)}", file=sys.stderr)
+
+
+def regressions(
+    found: dict[str, tuple[Figure, Ratio]], recorded: dict[str, dict[str, float]]
+) -> list[str]:
+    """Return what got worse than recorded: by more than the tolerance, in every round.
+
+    That is, the median is past the tolerance, and the best of this run's rounds is worse than the
+    worst of those recorded.
+    """
+    problems = []
+    for name, (figure, now) in found.items():
+        if name not in recorded:
+            continue
+        before = Ratio(**recorded[name])
+        if figure.more_is_better:
+            worse = before.median / now.median
+            apart = now.high < before.low
+        else:
+            worse = now.median / before.median
+            apart = now.low > before.high
+        if worse > TOLERANCE and apart:
+            problems.append(
+                f"{name}: ratio {now.median:.3f} ({now.low:.3f} to {now.high:.3f}), recorded "
+                f"{before.median:.3f} ({before.low:.3f} to {before.high:.3f})"
+            )
+    return problems
+
+
+# The command
+
+
+def prepare(names: list[str] | None) -> list[tuple[Subject, Environment]]:
+    """Return the subjects that are wanted and can be installed."""
+    ready = []
+    for subject in SUBJECTS:
+        if names is not None and subject.name not in names:
+            continue
+        try:
+            ready.append((subject, environment(subject)))
+        except Unavailable as failure:
+            if subject.name == "ours":
+                raise
+            print(f"left out: {failure}", file=sys.stderr)
+    return ready
+
+
+def run(options: argparse.Namespace, groups: list[Group]) -> list[str]:
+    """Measure and print; return what is wrong."""
+    recorded: dict[str, Any] = {}
+    if options.guard:
+        if not RECORDED.exists():
+            raise Failure("nothing is recorded: --record does that")
+        recorded = json.loads(RECORDED.read_text())
+    started = time.monotonic()
+    rounds, scale = options.rounds or (2 if options.quick else 5), 3 if options.quick else 1
+    ready = prepare(options.subjects)
+    mine = next(environment for subject, environment in ready if subject.name == "ours")
+    with ExitStack() as stack:
+        endpoints = [
+            stack.enter_context(receiver(mine.python, delay)) for delay in (0.0, SLOW_SECONDS)
+        ]
+        others = endpoints
+        if not all(subject.speaks_honeycomb for subject, _ in ready):
+            python = collector_environment().python
+            others = [
+                stack.enter_context(collector(python, delay)) for delay in (0.0, SLOW_SECONDS)
+            ]
+        targets = [
+            Target(subject, where, *(endpoints if subject.speaks_honeycomb else others))
+            for subject, where in ready
+        ]
+        results = measure(targets, groups, rounds, scale)
+    figures = [
+        figure
+        for group in groups
+        for figure in group.figures
+        if not options.only or wanted(figure, options.only)
+    ]
+    print(describe(targets, rounds, options.quick) + "\n")
+    print_table(list(rows(results, figures)), options.markdown)
+    print(f"{time.monotonic() - started:.0f} s", file=sys.stderr)
+
+    problems = [
+        f"{figure.name}: ours lost events"
+        for figure in figures
+        if figure.is_loss and any(results.of(figure, "ours"))
+    ]
+    found = results.ratios(figures)
+    if options.guard:
+        unmeasured = sorted(set(recorded["ratios"]) - set(found))
+        if unmeasured and not options.only:
+            problems.append(f"recorded, but not measured: {', '.join(unmeasured)}")
+        problems += regressions(found, recorded["ratios"])
+        if not problems:
+            print(f"no worse than recorded of {recorded['version']}, {recorded['date']}")
+    if options.record and not problems:
+        record(found, mine.versions(("honeycomb-beeline",))["honeycomb-beeline"])
+    return problems
+
+
+def wanted(figure: Figure, names: list[str]) -> bool:
+    """Tell whether a figure is asked for: by its name, or by what its name begins with."""
+    return any(figure.name == name or figure.name.startswith(f"{name}-") for name in names)
 
 
 def main() -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description="Measure against the published packages.")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
+    parser.add_argument("--rounds", type=int, metavar="N", help="usually 5, 2 with --quick")
     parser.add_argument("--markdown", action="store_true", help="print the README's table")
     parser.add_argument("--only", action="append", metavar="NAME", help="this figure; repeatable")
+    parser.add_argument("--subjects", metavar="NAME,NAME", help="only these, ours among them")
+    parser.add_argument("--record", action="store_true", help="write the ratios down")
+    parser.add_argument("--guard", action="store_true", help="compare with those written down")
     options = parser.parse_args()
+    if options.subjects is not None:
+        options.subjects = options.subjects.split(",")
+        unknown = set(options.subjects) - {subject.name for subject in SUBJECTS}
+        if unknown or "ours" not in options.subjects:
+            parser.error(f"--subjects takes ours and {[subject.name for subject in SUBJECTS[1:]]}")
+    if options.record and (options.quick or options.only or options.subjects):
+        parser.error("--record takes a whole run")
+    groups = list(GROUPS)
+    if options.only:
+        groups = [g for g in GROUPS if any(wanted(figure, options.only) for figure in g.figures)]
+        names = [figure.name for group in GROUPS for figure in group.figures]
+        for name in options.only:
+            if not any(figure == name or figure.startswith(f"{name}-") for figure in names):
+                parser.error(f"{name!r} is none of {', '.join(names)}")
     try:
-        measure(options.quick, options.markdown, options.only)
+        problems = run(options, groups)
     except Failure as failure:
-        print(f"error: {failure}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def measure(quick: bool, markdown: bool, only: list[str] | None) -> None:
-    """Measure what is asked for and print each figure as it is there."""
-    theirs, mine = published(), ours()
-    row = (
-        "| {:<75} | {:>12} | {:>12} | {:>6} | {:>6} |"
-        if markdown
-        else "{:<75} {:>12} {:>12} {:>6} {:>6}"
-    )
-    started = time.monotonic()
-    print(
-        f"{platform.python_implementation()} {platform.python_version()}, "
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores; "
-        f"published: {', '.join(PUBLISHED)}\n"
-    )
-    print(
-        row.format("CPU time of", "ours", "published", "ratio", "aim")
-        + ("" if markdown else "  (ratios of the rounds)")
-    )
-    if markdown:
-        print("|---|---:|---:|---:|---:|")
-    with receiver(mine.python) as endpoint:
-        for comparison in comparisons(endpoint, quick):
-            if only and comparison.name not in only:
-                continue
-            result = compare(comparison, mine, theirs)
-            print(
-                row.format(
-                    comparison.title,
-                    show(result.ours, comparison.unit),
-                    show(result.published, comparison.unit),
-                    f"{result.ratio:.3f}",
-                    "" if comparison.aim is None else f"{comparison.aim:g}",
-                )
-                + (
-                    ""
-                    if markdown
-                    else "  {:.3f} to {:.3f}  {}".format(*result.spread, result.verdict())
-                ),
-                flush=True,
-            )
-        print()
-        if only is None or {"burst", "flask"} & set(only):
-            for name, title, figures in extras(endpoint, mine, quick):
-                if only is None or name in only:
-                    print(f"{'- ' if markdown else ''}{title}: {figures}", flush=True)
-        if only is None or "system-calls" in only:
-            calls = [system_calls(endpoint, environment) for environment in (mine, theirs)]
-            if None not in calls:
-                print(
-                    "{}system calls for each event: {:.2f}, published {:.2f}".format(
-                        "- " if markdown else "", *calls
-                    )
-                )
-    if not markdown:
-        print(f"\n{time.monotonic() - started:.0f} s")
+        problems = [str(failure)]
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

@@ -1,57 +1,64 @@
-"""Spans with 20 fields to a receiver: CPU of this process for each event, all threads.
+"""Traces of ten spans with 20 fields each to a receiver, and what they cost this process.
 
-    pipeline.py URL EVENTS SIZE SECONDS
+    pipeline.py URL SUBJECT TRACES THREADS BURST SECONDS waits|drops
 
-Spans in bursts of SIZE, one burst each so many SECONDS, 0 for no pause. All at default settings.
-Before the measurement 100 spans are delivered, so that connections and late imports are made. It
-ends one second after the last span, when a batch that was not full has long left (a busy process
-may be late: the driver counts what arrived); without pauses, when all is flushed.
+Traces are made in each thread in bursts of so many, one burst each so many SECONDS, 0 for no pause.
+Settings are the default ones, except that with `waits` a Beeline waits where its queue is full.
+Before the measurement ten traces are delivered, so that connections and late imports are made; it
+ends when all is sent. The driver asks the receiver what arrived.
 """
 
 import itertools
 import sys
+import threading
 import time
 
-from typical import ELEVEN, SERVICE, WRITEKEY, cpu_seconds, report
+from arrival import wait_for
+from subjects import load
+from typical import ELEVEN, cpu_seconds, end, peak_kib, report
 
-import beeline
+SPANS = 10
+WARM_UP = 10
 
-WARM_UP = 100
-REST = 1.0
-
-fields = itertools.cycle(ELEVEN)
-
-
-def trace_of(spans):
-    """Send exactly so many events: a root and its children."""
-    with beeline.tracer("root"):
-        beeline.add_context(next(fields))
-        for _ in range(spans - 1):
-            with beeline.tracer("child"):
-                beeline.add_context(next(fields))
+url = sys.argv[1]
+subject = load(sys.argv[2])
+traces, threads, burst = map(int, sys.argv[3:6])
+seconds = float(sys.argv[6])
 
 
-url, events, size, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
-events -= events % size
-beeline.init(writekey=WRITEKEY, service_name=SERVICE, api_host=url)
-trace_of(WARM_UP)
-responses = beeline.get_responses_queue()
-for _ in range(WARM_UP):
-    response = responses.get(timeout=10)
-    if response["status_code"] != 202:
-        sys.exit(f"warm-up: {response}")
+def produce(number):
+    """Make this thread's part of the traces."""
+    fields = itertools.islice(itertools.cycle(ELEVEN), number, None)
+    mine = traces // threads
+    started = time.monotonic()
+    for done in range(0, mine, burst):
+        subject.traces(min(burst, mine - done), SPANS - 1, fields)
+        if seconds:
+            ends = started + (done // burst + 1) * seconds
+            time.sleep(max(0.0, ends - time.monotonic()))
 
+
+subject.start(url, sys.argv[7] == "waits")
+subject.traces(WARM_UP, SPANS - 1, itertools.cycle(ELEVEN))
+wait_for(subject, url, WARM_UP * SPANS)
+
+sent = (WARM_UP + traces // threads * threads) * SPANS
 cpu = cpu_seconds()
 started = time.monotonic()
-for done in range(size, events + 1, size):
-    trace_of(size)
-    if seconds:
-        time.sleep(max(0.0, started + done // size * seconds - time.monotonic()))
-if seconds:
-    time.sleep(REST)
+if threads == 1:
+    produce(0)
 else:
-    beeline.get_beeline().client.flush()
-elapsed = time.monotonic() - started
-cpu = cpu_seconds() - cpu
-beeline.close()
-report(sent=events + WARM_UP, cpu_us=cpu / events * 1e6, events_per_s=events / elapsed)
+    producers = [threading.Thread(target=produce, args=(i,)) for i in range(threads)]
+    for producer in producers:
+        producer.start()
+    for producer in producers:
+        producer.join()
+ended, asking = wait_for(subject, url, sent)
+report(
+    warm_up=WARM_UP * SPANS,
+    sent=sent,
+    cpu_seconds=cpu_seconds() - cpu - asking,
+    seconds=ended - started,
+    peak_mib=peak_kib() / 1024,
+)
+end()

@@ -1,18 +1,25 @@
-"""A child span with five fields, in one trace, with a transmission that discards."""
+"""A child span with five fields, in traces of 500; what is finished is counted and thrown away.
+
+span.py SUBJECT TRACES
+"""
 
 import sys
 
-from typical import FIVE, SERVICE, WRITEKEY, Discard, microseconds_a_call, report
+from subjects import load
+from typical import FIVE, microseconds_a_call, report
 
-import beeline
+CHILDREN = 500
+
+subject = load(sys.argv[1])
+finished = subject.discard()
 
 
-def spans(count):
+def traces(count):
     for _ in range(count):
-        with beeline.tracer("child"):
-            beeline.add_context(FIVE)
+        subject.spans(CHILDREN, FIVE)
 
 
-beeline.init(writekey=WRITEKEY, service_name=SERVICE, transmission_impl=Discard())
-with beeline.tracer("root"):
-    report(cpu_us=microseconds_a_call(spans, int(sys.argv[1])))
+cpu_us, made = microseconds_a_call(traces, int(sys.argv[2]))
+if finished() != made * (CHILDREN + 1):
+    sys.exit(f"{finished()} spans of {made * (CHILDREN + 1)} were finished")
+report(cpu_us=cpu_us / CHILDREN)

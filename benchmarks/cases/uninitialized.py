@@ -1,15 +1,18 @@
-"""A call of a `@traced` function before `beeline.init`."""
+"""A call of a traced function where tracing was not set up.
 
+uninitialized.py SUBJECT CALLS
+"""
+
+import os
 import sys
 
+# ddtrace has no other way of not being set up.
+os.environ["DD_TRACE_ENABLED"] = "false"
+
+from subjects import load
 from typical import microseconds_a_call, report
 
-import beeline
-
-
-@beeline.traced("work")
-def work():
-    pass
+work = load(sys.argv[1]).work
 
 
 def calls(count):
@@ -17,4 +20,5 @@ def calls(count):
         work()
 
 
-report(cpu_us=microseconds_a_call(calls, int(sys.argv[1])))
+cpu_us, _ = microseconds_a_call(calls, int(sys.argv[2]))
+report(cpu_us=cpu_us)
