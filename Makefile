@@ -11,14 +11,19 @@ PYTHON_ID := $(shell $(PYTHON) -c 'import sys; v = sys.version_info; \
 PIP_INSTALL = -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types bench clean
+.PHONY: help demo test tally soak lint format types bench guard faults growth clean
 
 help:
 	@echo 'make demo     run two traced services and print their traces'
 	@echo 'make test     run the tests (ARGS="-k name" is passed to pytest)'
+	@echo 'make tally    ask every framework on its server, and count the events that arrive'
+	@echo 'make soak     send for 10 minutes with faults on and off (ARGS="--seconds 60": for less)'
 	@echo 'make lint     check style and format;  make format: apply them'
 	@echo 'make types    check the types of both packages'
-	@echo 'make bench    measure against the published packages'
+	@echo 'make bench    measure against the published packages and three other tracers'
+	@echo 'make guard    measure, and fail where a ratio is worse than recorded'
+	@echo 'make faults   tell what an application pays while the server fails'
+	@echo 'make growth   tell how cost grows with the work (ARGS=--quick: in two minutes)'
 	@echo 'make clean    remove environments, builds and caches'
 	@echo
 	@echo 'PYTHON=python3.12 chooses the interpreter (now: $(PYTHON)).'
@@ -28,6 +33,12 @@ demo: $(DEMO_VENV)/installed-demo
 
 test: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+tally: $(VENV)/installed-test
+	$(VENV)/bin/python -m tests.servers.tally $(ARGS)
+
+soak: $(VENV)/installed-test
+	$(VENV)/bin/python -m tests.faults.soak $(ARGS)
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
@@ -42,6 +53,15 @@ types: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-test
 	$(VENV)/bin/python benchmarks/run.py $(ARGS)
+
+guard: $(VENV)/installed-test
+	$(VENV)/bin/python benchmarks/run.py --guard $(ARGS)
+
+faults: $(VENV)/installed-test
+	$(VENV)/bin/python benchmarks/faults.py $(ARGS)
+
+growth: $(VENV)/installed-bench
+	$(VENV)/bin/python benchmarks/growth.py $(ARGS)
 
 clean:
 	rm -rf .venv .venv-demo .venvs build dist *.egg-info
@@ -58,6 +78,11 @@ $(VENV)/installed-test: $(VENV)/made-with-$(PYTHON_ID) setup.py pyproject.toml
 $(VENV)/installed-dev: $(VENV)/made-with-$(PYTHON_ID) setup.py pyproject.toml
 	@echo 'Installing the development tools into $(VENV)'
 	@$(VENV)/bin/python $(PIP_INSTALL) -e '.[dev]'
+	@touch $@
+
+$(VENV)/installed-bench: $(VENV)/made-with-$(PYTHON_ID) setup.py pyproject.toml
+	@echo 'Installing what the plots need into $(VENV)'
+	@$(VENV)/bin/python $(PIP_INSTALL) -e '.[bench]'
 	@touch $@
 
 $(DEMO_VENV)/installed-demo: $(DEMO_VENV)/made-with-$(PYTHON_ID) setup.py pyproject.toml
