@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Iterator
 
@@ -14,6 +15,18 @@ from libhoney.internal import forget_warnings
 from tests.receiver import Receiver
 
 _SETTINGS = ("HONEYCOMB_", "SERVICE_NAME", "PROCESS_EXECUTABLE_NAME")
+
+
+def pytest_configure() -> None:
+    """Let the programs that tests start be ended, also where this run ignores what ends them.
+
+    That is so in the background of a shell (SIGINT) and under `nohup` (SIGHUP).
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_IGN:
+            usual = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+            signal.signal(number, usual)
 
 
 @pytest.fixture

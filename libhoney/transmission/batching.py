@@ -12,13 +12,19 @@ import sys
 from typing import Any, Callable, NamedTuple
 
 from libhoney.internal import mask
-from libhoney.transmission.encoding import EncodingError
+from libhoney.transmission.encoding import SEPARATOR, EncodingError, Item, pack
 
 # The receiver's limits for one request, before compression.
 MAX_BATCH_BYTES = 5_000_000
 MAX_BATCH_EVENTS = 1_000
 # What may wait in memory: encoded events, those under way included.
 MAX_PENDING_BYTES = 32 * 1024 * 1024
+# Events that may wait for a place in a batch, and bytes of the fields of one that may.
+# More of them as `orjson` returns them, and the heap grows and shrinks all the time: 2 µs an event.
+MAX_INTAKE = 32
+MAX_SHORT = 2_048
+# Batches that may be open for any event to wait: each is looked at.
+_FEW = 8
 
 
 class Destination(NamedTuple):
@@ -33,29 +39,44 @@ class Destination(NamedTuple):
         return f"Destination({self.api_host!r}, {mask(self.writekey)!r}, {self.dataset!r})"
 
 
+class Packed(NamedTuple):
+    """Some events of a batch."""
+
+    mark: object  # the first event's own destination: an object that no other event has
+    text: bytes  # as `pack` returns it
+    metadata: list[Any]
+
+
 class Batch:
-    """Encoded events for one destination, and the metadata of each."""
+    """Encoded events for one destination."""
 
-    __slots__ = ("destination", "is_settled", "items", "metadata", "opened", "size")
+    __slots__ = ("count", "destination", "is_settled", "opened", "packed", "size")
 
-    def __init__(self, destination: Destination, opened: float) -> None:
+    def __init__(self, destination: Destination, opened: float, first: Packed) -> None:
         self.destination = destination
         self.opened = opened
         self.is_settled = False
-        self.metadata: list[Any] = []
-        self.items: list[bytes] = []
-        self.size = 1  # bytes of the JSON array, each event with what follows it
+        self.packed = [first]
+        self.recount()
 
-    def mend(self) -> None:
-        """Take out what an interrupted `Batcher.add` left."""
-        del self.metadata[len(self.items) :]
-        self.size = 1 + sum(map(len, self.items)) + len(self.items)
+    def recount(self) -> None:
+        """Count what there is, which an interrupted `Batcher.take_in` may not have done."""
+        self.count = sum(len(some.metadata) for some in self.packed)  # events
+        self.size = sum(len(some.text) for some in self.packed)  # bytes of the JSON array
+
+    @property
+    def metadata(self) -> list[Any]:
+        """The metadata of each event."""
+        return [one for some in self.packed for one in some.metadata]
 
     def body(self, indexes: list[int] | None = None) -> bytearray:
         """Return the JSON array of all events, or of those at some indexes."""
-        items = self.items if indexes is None else [self.items[index] for index in indexes]
-        array = bytearray(b",").join([b"", *items, b""])
-        array[:1], array[-1:] = b"[", b"]"
+        texts = [some.text for some in self.packed]
+        if indexes is not None:
+            each = b"".join(texts).split(SEPARATOR)
+            texts = [each[index] + SEPARATOR for index in indexes]
+        array = bytearray().join([b"[", *texts])
+        array[-len(SEPARATOR) :] = b"]"
         return array
 
 
@@ -78,6 +99,9 @@ class Batcher:
         self._max_age = max_age
         self._max_pending = max_pending if max_pending is not None else sys.maxsize
         self.max_pending_bytes = max_pending_bytes
+        self._mark: object = None  # the last that `take_in` was about to add
+        # When the intake was last found empty, if a batch was open then.
+        self.looked_at: float | None = None
         # The events and bytes that wait, those of batches under way included.
         self.pending = 0
         self.pending_bytes = 0
@@ -85,40 +109,86 @@ class Batcher:
         self._ready: collections.deque[Batch] = collections.deque()
         self._under_way: set[Batch] = set()
 
-    def add(self, destination: tuple[str, str, str], item: bytes, metadata: Any) -> bool | None:
-        """Add an event to its destination's batch.
+    def take_in(self, intake: list[Item]) -> bool | None:
+        """Move the first events of `intake`, those for one destination, into its batch.
 
-        Return None, and do nothing, where there is no room for one more event; True where the
-        sender has something new to know: a batch was opened or became ready; else False.
+        Return None, and do nothing, where there is no room for one event; True where the sender has
+        something new to know: a batch was opened or became ready; else False.
         Raises EncodingError, or TypeError, for a destination that is not made of text.
         """
-        size = len(item) + 1
-        if self.pending >= self._max_pending or self.pending_bytes + size > self.max_pending_bytes:
-            return None
+        if intake[0][3] is self._mark:  # a signal handler runs in the middle of this
+            del intake[: self.count_just_got(intake[0])]
+        items = intake[: self._max_pending - self.pending]
+        if not items:
+            return False if not intake else None
+        destination = items[0][3]
         batch = self._open.get(destination)
-        news = False
-        if batch is None or batch.size + size > MAX_BATCH_BYTES:
-            batch = self._begin(destination)
-            news = True
-        items = batch.items
-        batch.metadata.append(metadata)
-        batch.size += size
-        items.append(item)  # last: it is what counts
-        self.pending += 1
-        self.pending_bytes += size
-        if len(items) >= self._max_events:
+        most = self._max_events - batch.count if batch is not None else self._max_events
+        if len(items) > most:
+            del items[most:]
+        text, count = pack(items)
+        if self._is_too_much(text, batch):  # one by one, then, up to the bound
+            text, count = pack(items[:1])
+            if self.pending_bytes + len(text) > self.max_pending_bytes:
+                return None
+            if batch is not None and self._is_too_much(text, batch):
+                self._make_ready(destination)
+                batch = None
+        packed = Packed(destination, text, [item[4] for item in items[:count]])
+        news = batch is None
+        if batch is None:
+            batch = self._new_batch(packed)
+        if not (intake and intake[0] is items[0]):
+            return True  # a signal handler took them in meanwhile
+        self._mark = destination
+        # From here on they are taken in.
+        if news:
+            self._open[destination] = batch
+        else:
+            batch.packed.append(packed)
+        if intake and intake[0] is items[0]:
+            del intake[:count]
+        self.pending += count
+        self.pending_bytes += len(text)
+        if not news:
+            batch.count += count
+            batch.size += len(text)
+        if batch.count >= self._max_events:
             self._make_ready(destination)
             return True
         return news
 
-    def _begin(self, destination: tuple[str, str, str]) -> Batch:
-        """Open a batch for a destination, in place of one that is full."""
-        self._make_ready(destination)
+    def _is_too_much(self, text: bytes, batch: Batch | None) -> bool:
+        size = batch.size if batch is not None else 0
+        return (
+            size + len(text) > MAX_BATCH_BYTES
+            or self.pending_bytes + len(text) > self.max_pending_bytes
+        )
+
+    def _new_batch(self, packed: Packed) -> Batch:
+        destination: Any = packed.mark
         if not all(isinstance(part, str) for part in destination):
             raise EncodingError("event dropped; api_host, writekey or dataset is not text")
-        batch = Batch(Destination._make(destination), self._clock())
-        self._open[destination] = batch
-        return batch
+        opened = self._clock() if self.looked_at is None else self.looked_at
+        return Batch(Destination._make(destination), opened, packed)
+
+    def look(self) -> int:
+        """Take note of the time, and return how many events may wait in the intake.
+
+        Until then no batch is full, and there is room for each of them if it is short. It is 1
+        where no batch is open, so that nobody has a reason to come back in time.
+        """
+        if (
+            not self._open
+            or len(self._open) > _FEW
+            or self.pending + 2 * MAX_INTAKE > self._max_pending
+            or self.pending_bytes + 2 * MAX_INTAKE * MAX_SHORT > self.max_pending_bytes
+        ):
+            self.looked_at = None
+            return 1
+        self.looked_at = self._clock()
+        fullest = max(batch.count for batch in self._open.values())
+        return min(MAX_INTAKE, self._max_events - fullest)
 
     def _make_ready(self, destination: tuple[str, str, str]) -> None:
         batch = self._open.get(destination)
@@ -151,8 +221,9 @@ class Batcher:
         """Forget a batch under way: its events no longer wait."""
         batch.is_settled = True
         self._under_way.remove(batch)
-        self.pending -= len(batch.items)
-        self.pending_bytes -= batch.size - 1
+        batch.recount()
+        self.pending -= batch.count
+        self.pending_bytes -= batch.size
 
     def next_due(self) -> float | None:
         """Return the time at which `take` will next have something, None where nothing waits."""
@@ -174,17 +245,23 @@ class Batcher:
     def mend(self) -> None:
         """Be consistent again after a call that a signal handler's exception interrupted."""
         for destination, batch in list(self._open.items()):
-            batch.mend()
-            if not batch.items or batch in self._ready:
-                batch.is_settled = not batch.items
+            batch.recount()
+            if batch in self._ready:
                 del self._open[destination]
+            elif batch.count >= self._max_events:
+                self._make_ready(destination)
         batches = self.unsettled()
-        self.pending = sum(len(batch.items) for batch in batches)
-        self.pending_bytes = sum(batch.size - 1 for batch in batches)
+        for batch in batches:
+            batch.recount()
+        self.pending = sum(batch.count for batch in batches)
+        self.pending_bytes = sum(batch.size for batch in batches)
 
-    def has_just_got(self, item: bytes) -> bool:
-        """Tell whether this very event is the last of a batch."""
-        return any(batch.items and batch.items[-1] is item for batch in self.unsettled())
+    def count_just_got(self, item: Item) -> int:
+        """Return how many events, this one the first, a batch got last; 0 where none did."""
+        for batch in self.unsettled():
+            if batch.packed[-1].mark is item[3]:
+                return len(batch.packed[-1].metadata)
+        return 0
 
     def unsettled(self) -> list[Batch]:
         """Return every batch that is not settled."""

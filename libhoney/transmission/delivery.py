@@ -69,13 +69,14 @@ class Delivery:
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.url = batch_url(batch.destination)
-        self.outcomes: list[Outcome] = [Outcome(0, "", UNANSWERED)] * len(batch.items)
+        count = len(batch.metadata)
+        self.outcomes: list[Outcome] = [Outcome(0, "", UNANSWERED)] * count
         self.retried = 0
         # For the owner, in monotonic seconds: of the first attempt, and of the next one while
         # that is waited for.
         self.started: float | None = None
         self.due: float | None = None
-        self._outstanding = list(range(len(batch.items)))
+        self._outstanding = list(range(count))
         self._attempts = 0
         self._is_sent = False
         self._lost_answers = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from itertools import islice
 from typing import Any, Callable
@@ -45,45 +45,111 @@ _KEPT_PREFIXES = ("trace.", "meta.")
 _TRUNCATED = "meta.truncated_fields"
 _OMITTED = "meta.omitted_fields"
 _MARKS_OF_CUT = tuple(f'"{name}":'.encode() for name in (_TRUNCATED, _OMITTED))
-_DATA = b',"data":'
 _TEXTS = {str}
 _SCALARS = frozenset({str, int, float, bool, type(None)})
+_are_scalars = _SCALARS.issuperset
+_ONE = 1  # the one object of that value, which nearly every event has as its rate
 
 
 class EncodingError(Exception):
     """An event that cannot be sent; the text says why."""
 
 
-def encode_event(event: Any, **more: str) -> bytes:
-    """Return an event's element of a batch's JSON array, as the event is now.
+# An event on its way: its fields as a JSON object; its time, in seconds since 1970 or, where those
+# would not do, as its text; its sample rate; its destination; its metadata.
+Item = tuple[bytes, Any, int, tuple[str, str, str], Any]
 
-    `more` goes beside `time`, `samplerate` and `data`.
+
+def encode(event: Any, beside: int = 0) -> Item:
+    """Return an event as it is now.
 
     A value that JSON has no form for becomes its text; NaN and infinities become null; an event
     over the size limits is cut down, with the names of the cut fields in `meta.truncated_fields`
-    and the number of those left out in `meta.omitted_fields`.
+    and the number of those left out in `meta.omitted_fields`. `beside` is how many bytes will be
+    sent with it that are not in it.
     Raises EncodingError where the event cannot be sent even so.
     """
     try:
-        created = event._created
+        created, data = event._created, event._data
     except AttributeError:  # not an event of ours
-        created = event.created_at
+        created, data = event.created_at, event.fields()
+    if type(created) is not float:
+        created = _moment(created)
     rate = event.sample_rate
-    if type(rate) is not int or not 1 <= rate <= _MAX_RATE:
+    if rate is not _ONE:
         rate = _whole_rate(rate)
-    data = event.fields()
-    if len(data) > MAX_FIELDS:
-        data = _most_fields(data)
-    head = _head(created, rate)
-    if more:
-        head = (*head, b",", _encode_plain(more)[1:-1])
-    item = b"".join((*head, _DATA, _encode(data), b"}"))
-    return item if len(item) <= MAX_TEXT_BYTES else _cut_down(b"".join((*head, _DATA)), item)
+    try:
+        # Types are looked at first, for orjson has forms of its own for some that have always
+        # been sent as text (members of an Enum).
+        if _are_scalars(map(type, data.values())):
+            encoded = _fast_dumps(data)
+        else:
+            encoded = _fast_dumps(dict(_plain_items(data)))
+    except Exception:  # a value, or a name, of the user's own kind may do anything
+        encoded = _encode_plain(_clean(data))
+    if len(encoded) + beside > LEAST_CUT:
+        encoded = _within_limits(data, encoded, beside + _size_beside(created, rate))
+    return encoded, created, rate, (event.api_host, event.writekey, event.dataset), event.metadata
 
 
-def was_cut_down(item: bytes) -> bool:
-    """Tell whether an event longer than `LEAST_CUT` was over the limits."""
-    return any(mark in item for mark in _MARKS_OF_CUT)
+def encode_event(event: Any, **more: str) -> bytes:
+    """Return an event's element of a batch's JSON array, as `encode` does.
+
+    `more` goes beside `time`, `samplerate` and `data`.
+    """
+    beside = b"," + _encode_plain(more)[1:-1] if more else b""
+    item = encode(event, len(beside))
+    element = pack([item])[0][: -len(SEPARATOR)]
+    head = len(element) - len(_DATA) - len(item[0]) - len(_END)
+    return b"".join((element[:head], beside, element[head:]))
+
+
+# After each event of a batch. No line ends within an event: JSON's texts have none as they are.
+SEPARATOR = b",\n"
+# What an element has around its time, its rate and its data.
+_TIME = b'{"time":"'
+_RATE = b'Z","samplerate":'
+_DATA = b',"data":'
+_END = b"}"
+_LENGTH_OF_TIME = len("2006-01-02T15:04:05.000000")
+
+
+def pack(items: Sequence[Item]) -> tuple[bytes, int]:
+    """Return the first events that are for one destination as JSON, and how many there are.
+
+    Each is followed by `SEPARATOR`. They are copied: what `orjson` returns may hold some times the
+    memory that it needs. Each time's second is formatted once for all in a row that are of it.
+    """
+    pieces: list[bytes] = []
+    start, second = 0, _TIME + b"1970-01-01T00:00:00."
+    last_rate, middle = 1, _RATE + b"1" + _DATA
+    end = _END + SEPARATOR
+    to = items[0][3]
+    for data, created, rate, destination, _ in items:
+        if destination != to:
+            break
+        if rate != last_rate:
+            last_rate, middle = rate, b"%b%d%b" % (_RATE, rate, _DATA)
+        if type(created) is float:
+            micros = (created - start) * 1e6 + 0.5
+            if not 0 <= micros < 1e6:
+                start, micros, text = _second(created)
+                second = _TIME + text
+            pieces += (second, b"%06d" % micros, middle, data, end)
+        else:
+            pieces += (_TIME, created, middle, data, end)
+    return b"".join(pieces), len(pieces) // 5
+
+
+def _size_beside(created: float | bytes, rate: int) -> int:
+    """Return how many bytes an element has beside its data."""
+    time = len(created) if isinstance(created, bytes) else _LENGTH_OF_TIME
+    return len(_TIME) + time + len(_RATE) + len(str(rate)) + len(_DATA) + len(_END)
+
+
+def was_cut_down(data: bytes) -> bool:
+    """Tell whether an event was over the limits."""
+    return len(data) > LEAST_CUT and any(mark in data for mark in _MARKS_OF_CUT)
 
 
 def fields_json(fields: dict[str, Any]) -> str:
@@ -91,34 +157,24 @@ def fields_json(fields: dict[str, Any]) -> str:
     return json.dumps(_clean(fields))
 
 
-# A second since 1970, and what stands before the fraction in an event of that second.
-_second: tuple[int, bytes] = (0, b'{"time":"1970-01-01T00:00:00.')
+def _second(created: float) -> tuple[int, float, bytes]:
+    """Return a time's second since 1970, the microseconds after it, and the second's text.
 
-
-def _head(created: Any, rate: int) -> tuple[bytes, ...]:
-    """Return the pieces of what stands before an event's data.
-
-    A second is formatted once, not with each of its events: 0.35 µs of 2.2 less.
+    A time that has no form is taken for now.
     """
-    global _second
-    start, text = _second  # at once: another thread may change it
-    if type(created) is not float:
-        moment = _utc(created).replace(tzinfo=None).isoformat()
-        return (f'{{"time":"{moment}Z","samplerate":{rate}'.encode(),)
-    if not 0 <= (micros := (created - start) * 1e6 + 0.5) < 1e6:
-        try:
-            start, micros = divmod(round(created * 1e6), 1_000_000)
-            # Not by `datetime`, which crashes where the interpreter ends (CPython 3.13).
-            parts = time.gmtime(start)[:6]
-            if not 1 <= parts[0] <= 9999:
-                raise ValueError("RFC 3339 has years of four digits")
-        except (ValueError, OverflowError, OSError):
-            return _head(time.time(), rate)
-        text = b'{"time":"%04d-%02d-%02dT%02d:%02d:%02d.' % parts
-        _second = (start, text)
-    if rate == 1:
-        return text, b"%06d" % int(micros), b'Z","samplerate":1'
-    return text, b'%06dZ","samplerate":%d' % (int(micros), rate)
+    try:
+        start, micros = divmod(round(created * 1e6), 1_000_000)
+        # Not by `datetime`, which crashes where the interpreter ends (CPython 3.13).
+        parts = time.gmtime(start)[:6]
+        if 1 <= parts[0] <= 9999:  # RFC 3339 has years of four digits
+            return start, micros, b"%04d-%02d-%02dT%02d:%02d:%02d." % parts
+    except (ValueError, OverflowError, OSError):
+        pass
+    return _second(time.time())
+
+
+def _moment(created: Any) -> bytes:
+    return _utc(created).replace(tzinfo=None).isoformat().encode()
 
 
 def _utc(created: Any) -> datetime:
@@ -158,18 +214,6 @@ def _dumps(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(
         "utf-8"
     )
-
-
-def _encode(data: dict[str, Any]) -> bytes:
-    try:
-        # Types are looked at first, for orjson has forms of its own for some that have always
-        # been sent as text (members of an Enum).
-        if not _SCALARS.issuperset(map(type, data.values())):
-            data = dict(_plain_items(data))
-        return _fast_dumps(data)
-    except Exception:  # a value, or a name, of the user's own kind may do anything
-        pass
-    return _encode_plain(_clean(data))
 
 
 def _encode_plain(data: dict[str, Any]) -> bytes:
@@ -388,44 +432,52 @@ def _keep(fields: dict[str, Any], names: list[str]) -> dict[str, Any]:
     return kept
 
 
-def _cut_down(head: bytes, item: bytes) -> bytes:
-    """Bring an event within the limits: long texts first, then its largest values."""
-    data: dict[str, Any] = json.loads(item[len(head) : -1])
+def _within_limits(data: Any, encoded: bytes, beside: int) -> bytes:
+    """Return an event's JSON within the limits, which `beside` more bytes count towards."""
+    if len(data) > MAX_FIELDS:
+        encoded = _encode_plain(_clean(_most_fields(data)))
+    if len(encoded) + beside > MAX_TEXT_BYTES:
+        encoded = _cut_down(encoded, beside)
+    return encoded
+
+
+def _cut_down(encoded: bytes, beside: int) -> bytes:
+    """Cut long texts first, then the largest values."""
+    data: dict[str, Any] = json.loads(encoded)
     truncated = [
         name
         for name, value in data.items()
         if isinstance(value, str) and len(value.encode("utf-8")) > MAX_TEXT_BYTES
     ]
-    if not truncated and len(item) <= MAX_EVENT_BYTES:
-        return item
+    if not truncated and len(encoded) + beside <= MAX_EVENT_BYTES:
+        return encoded
     if len(data) == MAX_FIELDS and _TRUNCATED not in data:  # it would be one too many
         data = _most_fields(data)
         truncated = [name for name in truncated if name in data]
     for name in truncated:
         data[name] = _first_bytes(data[name], MAX_TEXT_BYTES)
 
-    def encoded() -> bytes:
-        marked = {**data, _TRUNCATED: truncated} if truncated else data
-        return b"".join((head, _encode_plain(marked), b"}"))
+    def marked() -> bytes:
+        return _encode_plain({**data, _TRUNCATED: truncated} if truncated else data)
 
-    item = encoded()
-    if len(item) <= MAX_EVENT_BYTES:
-        return item
-    limit, sizes = _limit(data, len(item))
+    encoded = marked()
+    if len(encoded) + beside <= MAX_EVENT_BYTES:
+        return encoded
+    limit, sizes = _limit(data, len(encoded) + beside)
     if limit < _SHORTEST_CUT:
-        around = len(head) + 1 + len(_encode_plain({_TRUNCATED: [], _OMITTED: MAX_EVENT_BYTES}))
+        around = beside + len(_encode_plain({_TRUNCATED: [], _OMITTED: MAX_EVENT_BYTES}))
         data = _shortest_names(data, sizes, MAX_EVENT_BYTES - around)
         truncated = [name for name in truncated if name in data]
-        limit, sizes = _limit(data, len(head) + 1 + len(_encode_plain(data)))
+        limit, sizes = _limit(data, beside + len(_encode_plain(data)))
     for name, size in sizes.items():
         if size > limit:
             data[name] = _first_encoded_bytes(data[name], limit)
             if name not in truncated:
                 truncated.append(name)
-    item = encoded()
-    if len(item) > MAX_EVENT_BYTES:
+    encoded = marked()
+    if len(encoded) + beside > MAX_EVENT_BYTES:
         raise EncodingError(f"event dropped; larger than {MAX_EVENT_BYTES} bytes")
-    return item
+    return encoded
 
 
 def _limit(data: dict[str, Any], whole_size: int) -> tuple[int, dict[str, int]]:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import partial
 from threading import get_ident
 from typing import Any, Callable
 
@@ -27,13 +28,14 @@ from libhoney.internal import (
 )
 from libhoney.transmission import lifecycle
 from libhoney.transmission.base import ResponseQueue, response
-from libhoney.transmission.batching import Batch, Batcher
+from libhoney.transmission.batching import MAX_SHORT, Batch, Batcher
 from libhoney.transmission.delivery import Delivery, Outcome
 from libhoney.transmission.encoding import (
-    LEAST_CUT,
     EncodingError,
+    Item,
     compressor,
-    encode_event,
+    encode,
+    loads,
     was_cut_down,
 )
 from libhoney.version import VERSION
@@ -45,9 +47,6 @@ INTERRUPTED = "event dropped; its encoding was interrupted"
 HTTP_TIMEOUT = 10.0
 # Seconds that the end waits for responses that are being put on the queue.
 _SETTLE_TIMEOUT = 1.0
-# Bytes of an event that a thread may leave to another that has the lock, and how many of them.
-_SHORT = 2_048
-_MANY = 2_000
 # Seconds after which a `send` that waits for room looks again whether anything could make some.
 _LOOK_AGAIN = 1.0
 
@@ -130,13 +129,14 @@ class QueuedTransmission:
     def _make_state(self) -> None:
         """Make all that must not be shared with a parent process."""
         # A destructor or a signal handler may send an event while its own thread holds the lock:
-        # that event is put aside, for whoever holds the lock next.
+        # that event stays in the intake, for whoever holds the lock next.
         self._lock = threading.RLock()
         self._is_inside: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]
-        self._aside: collections.deque[tuple[Any, bytes, Any]] = collections.deque()
-        self._is_adding = False
-        # Threads that will yet look at what is put aside.
-        self._lookers: set[int] = set()
+        self._intake: list[Item] = []
+        # With so many in the intake, whoever sends the last of them takes all in. More than one
+        # only while a batch is open, since somebody comes back for that in time.
+        self._room = 1
+        self._refused: dict[str, Item] = {}  # one for each reason, not yet said in the log
         self._settled = threading.Condition(self._lock)
         self._batcher = Batcher(
             time.monotonic, self._max_batch_size, self._send_frequency, self._max_pending
@@ -162,7 +162,7 @@ class QueuedTransmission:
                 name: self._counts[name]
                 for name in ("queued", "sent", "refused", "retried", "batches", "bytes")
             }
-            counts["queued"] += self._batcher.pending
+            counts["queued"] += self._batcher.pending + len(self._intake)
             return {**counts, "dropped": dict(self._dropped)}
 
     def start(self) -> None:
@@ -182,41 +182,18 @@ class QueuedTransmission:
         """
         item = None
         try:
-            item = encode_event(event)
-            destination = (event.api_host, event.writekey, event.dataset)
-            if self._is_inside():
-                self._aside.append((destination, item, event.metadata))
-                return
-            if self._lookers and self._may_leave(item):
-                self._aside.append((destination, item, event.metadata))
-                if not self._lookers:
-                    self._look_after()
-                return
-            news = None
-            try:
-                self._lookers.add(get_ident())
-                with self._lock:
-                    if self._aside:
-                        self._add_aside()
-                    if not self._closed:
-                        if self._is_torn:
-                            self._mend_batches()
-                        news = self._batcher.add(destination, item, event.metadata)
-                        if news:
-                            self._notify()
-            finally:
-                self._lookers.discard(get_ident())
-            if self._aside:
-                self._look_after()
-            if news:
-                self._act()
-            elif news is None:
-                self._send_without_room(destination, item, event)
-            if len(item) > LEAST_CUT and was_cut_down(item):
-                self._warn("too large", lambda: f"{_whose(event)} is too large and was cut down")
+            item = encode(event)
+            # From here on it is sent: this cannot be interrupted, and needs no lock.
+            self._intake.append(item)
+            is_long = len(item[0]) > MAX_SHORT
+            if is_long or len(self._intake) >= self._room:
+                self._take_in(item)
+                if is_long and was_cut_down(item[0]):
+                    self._warn(
+                        "too large",
+                        lambda: f"{_whose(event.fields())} is too large and was cut down",
+                    )
         except Exception as error:
-            if self._aside:
-                self._look_after()
             reason = (
                 str(error)
                 if isinstance(error, EncodingError)
@@ -232,107 +209,115 @@ class QueuedTransmission:
 
     def _mend(self) -> None:
         """Go on after an exception that came from outside, at any point."""
-        self._lookers.discard(get_ident())
         with self._lock:
             self._mend_batches()
-            self._add_aside()
+            self._take_all_in()
             self._notify()
         self._act()
 
     def _mend_batches(self) -> None:
         self._batcher.mend()
         self._is_torn = False
-        if self._aside and self._batcher.has_just_got(self._aside[0][1]):
-            self._aside.popleft()
+        if self._intake:
+            del self._intake[: self._batcher.count_just_got(self._intake[0])]
 
-    # Threads that send at once would queue up at the lock: one that gives the interpreter up while
-    # it holds the lock has all others stop there, and from then on each stops at each event, for
-    # those that wait get the lock before they can run. So a thread that is about to have the lock
-    # says so and looks, when all is done, whether others left it something meanwhile; these go on.
-    # With eight threads an event costs less than half of what it cost with the queue.
+    def _take_in(self, item: Item) -> None:
+        """Take in what was sent, this event and others; wait for room where that is asked for."""
+        if self._is_inside():
+            self._leave_inside()
+            return
+        with self._lock:
+            self._take_all_in()
+            is_full = bool(self._intake)
+            refused, self._refused = self._refused, {}
+        self._act()
+        for reason, one in refused.items():
+            self._warn(reason, partial(_refusal, one, reason))
+        if is_full and self._block_on_send:
+            self._wait_for_room(item)
 
-    def _may_leave(self, item: bytes) -> bool:
-        """Tell whether there is room for an event wherever it is added, with all that are left."""
-        batcher = self._batcher
-        return (
-            self._max_pending is None
-            and len(item) <= _SHORT
-            and len(self._aside) < _MANY
-            and batcher.pending_bytes + 2 * _MANY * _SHORT <= batcher.max_pending_bytes
-        )
+    def _leave_inside(self) -> None:
+        """See that an event is taken in that was sent while its thread holds the lock."""
 
-    def _look_after(self) -> None:
-        """Add what others left; be there for more meanwhile."""
-        while self._aside:
-            try:
-                self._lookers.add(get_ident())
-                with self._lock:
-                    self._add_aside()
-            finally:
-                self._lookers.discard(get_ident())
+    def _wait_for_room(self, item: Item) -> None:
+        while self._intake:
+            with self._lock:
+                self._take_all_in()
+                if self._intake:
+                    if not self._may_wait():
+                        if item in self._intake:
+                            self._intake.remove(item)
+                            self._refuse(item, OVERFLOW)
+                        return
+                    self._settled.wait(_LOOK_AGAIN)
             self._act()
 
-    def _send_without_room(self, destination: Any, item: bytes, event: Any) -> None:
-        news = None
-        with self._lock:
-            # What waits for company need not: there is no room for any.
-            self._batcher.make_all_ready()
-            self._notify()
-        self._act()
-        with self._lock:
-            while not self._closed:
-                news = self._batcher.add(destination, item, event.metadata)
-                if news is not None or not self._block_on_send or not self._may_wait():
-                    break
-                self._batcher.make_all_ready()
-                self._notify()
-                self._settled.wait(_LOOK_AGAIN)
-            if news:
-                self._notify()
-        self._act()
-        if news is None:
-            self._drop(event, CLOSED if self._closed else OVERFLOW)
+    # Where threads that send at once queue up at the lock, one that gives the interpreter up while
+    # it holds the lock has all others stop there, and from then on each stops at each event, for
+    # those that wait get the lock before they can run. So most events are only put into the intake,
+    # which takes no lock: with eight threads an event costs less than half of what it cost with it.
 
-    def _add_aside(self) -> None:
-        """Add what was put aside. Called with the lock held."""
-        outer, self._is_adding = self._is_adding, True
+    def _take_all_in(self) -> None:
+        """Put what is in the intake into batches. Called with the lock held.
+
+        What finds no room is dropped, or stays where it is if `send` waits for room.
+        """
+        intake, batcher = self._intake, self._batcher
+        has_news = is_full = False
         try:
-            while self._aside:
-                if self._is_torn:
-                    self._mend_batches()
-                    continue
-                left = self._aside[0]
-                # A signal handler that flushes may run in the middle of this.
-                if not outer or not self._batcher.has_just_got(left[1]):
-                    self._add_left(*left)
-                # Last, for what a signal handler raises must lose none.
-                if self._aside and self._aside[0] is left:
-                    self._aside.popleft()
+            while True:
+                while intake and not is_full:
+                    if self._is_torn:
+                        self._mend_batches()
+                        continue
+                    item = intake[0]
+                    reason = CLOSED
+                    try:
+                        news = None if self._closed else batcher.take_in(intake)
+                        has_news = has_news or bool(news)
+                        if news is not None:
+                            continue
+                        if not self._closed:
+                            reason = OVERFLOW
+                            # What waits for company need not: there is no room for any.
+                            batcher.make_all_ready()
+                            has_news = True
+                            if self._block_on_send:
+                                is_full = True
+                                continue
+                    except EncodingError as error:
+                        reason = str(error)
+                    except Exception as error:  # a destination of the user's own kind
+                        reason = f"event dropped; it has no destination: {type(error).__name__}"
+                    if intake and intake[0] is item:
+                        del intake[0]
+                        self._refuse(item, reason)
+                self._room = 1 if is_full else batcher.look()
+                # Another may have sent one meanwhile that saw the room of before.
+                if is_full or not intake:
+                    break
         except BaseException:
             self._is_torn = True
             raise
-        finally:
-            self._is_adding = outer
-
-    def _add_left(self, destination: Any, item: bytes, metadata: Any) -> None:
-        news, reason = None, OVERFLOW
-        if self._closed:
-            reason = CLOSED
-        else:
-            try:
-                news = self._batcher.add(destination, item, metadata)
-            except EncodingError as error:
-                reason = str(error)
-            except Exception:  # a destination of the user's own kind
-                reason = OVERFLOW
-        if news:
+        if has_news:
             self._notify()
-        if news is None:  # said on the queue alone: no logging with the lock held
-            self.report_dropped(metadata, reason)
+
+    def _refuse(self, item: Item, reason: str) -> None:
+        """Report an event that is not sent. It is said in the log when the lock is free."""
+        self.report_dropped(item[4], reason)
+        self._refused[reason] = item
+
+    def _make_all_ready(self) -> list[Batch]:
+        """Let all leave that was sent before; return its batches. Called with the lock held."""
+        self._take_all_in()
+        self._batcher.make_all_ready()
+        batches = self._batcher.unsettled()
+        self._take_all_in()  # what was sent meanwhile, and by those who still see a batch open
+        return batches
 
     def _drop(self, event: Any, reason: str) -> None:
         self.report_dropped(getattr(event, "metadata", None), reason)
-        self._warn(reason, lambda: f"{_whose(event)}: {reason}")
+        self._warn(reason, lambda: f"{_whose(event.fields())}: {reason}")
 
     def _warn(self, kind: str, message: Callable[[], str]) -> None:
         warn_of_trouble(self._logger, kind, message)
@@ -398,8 +383,7 @@ class QueuedTransmission:
 
     def _take(self) -> Delivery | None:
         """Return a delivery whose next attempt is due. Called with the lock held."""
-        if self._aside:
-            self._add_aside()
+        self._take_all_in()
         while self._waiting and self._waiting[0][0] <= time.monotonic():
             delivery = heapq.heappop(self._waiting)[2]
             if self._deliveries.get(delivery.batch) is delivery:  # else `close` gave up on it
@@ -409,6 +393,7 @@ class QueuedTransmission:
         if batch is None:
             return None
         delivery = self._deliveries[batch] = Delivery(batch)
+        self._take_all_in()  # what was sent by those who still saw this batch open
         return delivery
 
     def _next_due(self) -> float | None:
@@ -454,6 +439,8 @@ class QueuedTransmission:
         finally:
             with self._lock:
                 self._batcher.settle(delivery.batch)
+                if self._intake:  # there is room again
+                    self._take_all_in()
                 self._counts["queued"] += len(outcomes)
                 self._settlers.discard(get_ident())
         if failed:  # said before those go on who wait: they may be about to end the program
@@ -486,8 +473,7 @@ class QueuedTransmission:
     def _give_up(self) -> None:
         """Report every event that still waits, with the last answer it had."""
         with self._lock:
-            self._add_aside()
-            self._batcher.make_all_ready()
+            self._make_all_ready()
             while self._take() is not None:
                 pass
             self._waiting.clear()
@@ -500,7 +486,7 @@ class QueuedTransmission:
         with self._lock:
             if self._ended:
                 return
-            self._add_aside()
+            self._take_all_in()
             self._ended = self._closed = True
             self._settled.notify_all()
         try:
@@ -516,14 +502,17 @@ class QueuedTransmission:
             self._responses.end()
 
 
-def _whose(event: Any) -> str:
+def _whose(fields: Any) -> str:
     """Say which event it is, for the log: its name and service, if it has any."""
     try:
-        fields = event.fields()
         told = [f"{fields[name]!s:.100}" for name in ("service_name", "name") if name in fields]
         return f"event {' '.join(told)!r}" if told else "an event"
     except Exception:
         return "an event"
+
+
+def _refusal(item: Item, reason: str) -> str:
+    return f"{_whose(loads(item[0]))}: {reason}"
 
 
 def _failure(delivery: Delivery, failed: list[Outcome]) -> str:

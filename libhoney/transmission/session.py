@@ -45,6 +45,8 @@ class Exchange:
 exchange: ContextVar[Exchange] = ContextVar("honeycomb_exchange")
 
 
+# What the answer for a usual batch takes: it is read at once, as a request is sent.
+_ANSWER_BYTES = 32_768
 # Destinations whose settings are remembered.
 _MAX_SETTINGS = 1_000
 # What `requests` looks up for each request; elsewhere the system has settings of its own, too.
@@ -57,7 +59,7 @@ _IS_ENVIRONMENT_ALL = sys.platform not in ("darwin", "win32")
 
 
 class Session:
-    """Posts batches over connections that are kept, one at a time.
+    """Posts batches over connections that are kept, one for each thread that posts.
 
     Of `requests`, the adapters are used, where its test doubles are put, and not what a session
     does around them: it would look for proxies in all of the environment, for a password in
@@ -65,11 +67,12 @@ class Session:
     request's instructions.
     """
 
-    def __init__(self, proxies: Mapping[str, str]) -> None:
+    def __init__(self, proxies: Mapping[str, str], connections: int) -> None:
         self._proxies = dict(proxies)
         self._session = requests.Session()
-        self._session.mount("http://", _Adapter())
-        self._session.mount("https://", _Adapter())
+        adapter = _Adapter(pool_maxsize=max(10, connections))
+        self._session.mount("http://", adapter)
+        self._session.mount("https://", adapter)
         self._settings: dict[tuple[Any, ...], dict[str, Any]] = {}
 
     def post(
@@ -144,17 +147,34 @@ class _Response(HTTPResponse):
             current = exchange.get()
             deadline = min(current.deadline, time.monotonic() + current.timeout)
             reader = _Reader(sock, self.fp.detach(), deadline, current.timeout)
-            self.fp = io.BufferedReader(reader)
+            self.fp = io.BufferedReader(reader, _ANSWER_BYTES)
 
 
 class _Exchanging:
-    """What is mixed into the connections of a pool, be they plain, TLS or a SOCKS proxy's."""
+    """What is mixed into the connections of a pool, be they plain, TLS or a SOCKS proxy's.
+
+    A request's head and body leave at once: beside a busy thread, each call that lets others run
+    may cost 5 ms until this one runs again.
+    """
 
     response_class = _Response
+    _held: list[bytes] | None = None
 
     def request(self, *args: Any, **kwargs: Any) -> None:
-        super().request(*args, **kwargs)  # type: ignore[misc]
+        self._held = []
+        try:
+            super().request(*args, **kwargs)  # type: ignore[misc]
+            whole = b"".join(self._held)
+        finally:
+            self._held = None
+        self.send(whole)
         exchange.get().is_sent = True  # where it raised, some part is missing
+
+    def send(self, data: Any) -> None:
+        if self._held is not None:
+            self._held.append(data)
+        else:
+            super().send(data)  # type: ignore[misc]
 
 
 def _use_our_connections(manager: Any) -> None:

@@ -76,12 +76,14 @@ class TornadoTransmission(QueuedTransmission):
         """
         super().send(event)
         sender = self._sender
-        if sender is not None and sender.loop.is_running():
-            if self._aside:
-                sender.wake()
-        elif not self._is_inside():
+        if not (sender is not None and sender.loop.is_running()) and not self._is_inside():
             with self._lock:
                 self._notify()
+
+    def _leave_inside(self) -> None:
+        sender = self._sender
+        if sender is not None and sender.loop.is_running():
+            sender.wake()
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Send what waits and wait for the answers, at most `timeout` seconds.
@@ -94,9 +96,7 @@ class TornadoTransmission(QueuedTransmission):
         """
         deadline = time.monotonic() + timeout
         with self._lock:
-            self._add_aside()
-            self._batcher.make_all_ready()
-            awaited = set(self._batcher.unsettled())
+            awaited = set(self._make_all_ready())
             if awaited:
                 self._notify()
             unanswered = self._unanswered
@@ -134,7 +134,7 @@ class TornadoTransmission(QueuedTransmission):
         deadline = time.monotonic() + timeout
         answered = self.flush(timeout)
         with self._lock:
-            self._add_aside()
+            self._take_all_in()
             self._closed = True
             self._settled.notify_all()
         # What other threads sent in the meantime.

@@ -419,7 +419,7 @@ class Run:
 
     def is_waiting(self) -> bool:
         """Tell whether an event has no response yet."""
-        return bool(self._client.xmit._batcher.pending)
+        return bool(self._client.xmit._intake or self._client.xmit._batcher.pending)
 
     def send(self, count: int, pause: float = 0.0, size: int = 0) -> Iterator[float]:
         """Send so many events of some `size` in bytes, the fault's own where it is 0; yield the

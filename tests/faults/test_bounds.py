@@ -26,7 +26,7 @@ import beeline
 from libhoney import Client
 from libhoney.transmission import FileTransmission, TornadoTransmission, Transmission
 from libhoney.transmission.batching import MAX_PENDING_BYTES
-from libhoney.transmission.encoding import encode_event
+from libhoney.transmission.encoding import SEPARATOR, encode_event
 from tests.libhoney.conftest import KEY
 from tests.libhoney.support import answers, in_thread, send
 from tests.receiver import Answer, Receiver
@@ -110,7 +110,7 @@ def event_of(client: Client, name: str, size: int) -> Any:
     event.add_metadata(name)
     event.created_at = datetime(2024, 2, 29, 12, 30, 0, 1)
     part = 0
-    while (missing := size - 1 - len(encode_event(event))) > 0:
+    while (missing := size - len(SEPARATOR) - len(encode_event(event))) > 0:
         frame = len(f',"{part}":""')
         assert missing >= frame
         text = min(missing - frame, 60_000)
@@ -553,7 +553,7 @@ def test_a_handler_that_flushes_while_what_was_left_is_added(
         notify()
         if not done:
             done.append(True)
-            client.xmit._add_aside()
+            client.xmit._take_all_in()
 
     client.xmit._notify = handle
     assert client.flush(5.0)

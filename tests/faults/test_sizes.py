@@ -22,7 +22,7 @@ import beeline
 from beeline.context import set_active
 from libhoney import Client, Event
 from libhoney.transmission import TornadoTransmission, Transmission
-from libhoney.transmission.encoding import encode_event
+from libhoney.transmission.encoding import SEPARATOR, encode_event
 from tests.beeline.conftest import Application
 from tests.libhoney.conftest import KEY, ROOT, MakeClient
 from tests.libhoney.support import answers, batch_sizes, send
@@ -300,8 +300,9 @@ def test_a_batch_of_exactly_5_000_000_bytes(receiver: Receiver, kind: Any, above
     """It leaves as one; with one byte more, as two."""
     transmission = kind(send_frequency=60, max_batch_size=6, gzip_enabled=False)
     client = Client(KEY, "things", api_host=receiver.url, transmission_impl=transmission)
-    # Two brackets, and four commas between five events; beside these, six events would not fit.
-    sizes = [*[MAX_EVENT] * 4, MAX_BATCH - 2 - 4 - 4 * MAX_EVENT + above]
+    # Two brackets, and four separators between five events; beside these, six would not fit.
+    around = 2 + 4 * len(SEPARATOR)
+    sizes = [*[MAX_EVENT] * 4, MAX_BATCH - around - 4 * MAX_EVENT + above]
     for number, size in enumerate(sizes):
         event_of(client, size, f"{number}").send()
     assert client.flush()

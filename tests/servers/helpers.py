@@ -110,6 +110,8 @@ class _Server(ThreadingMixIn, WSGIServer):
     """The standard library's WSGI server; closing it waits for the requests under way."""
 
     daemon_threads = False
+    # Beyond the usual five, a client's connection may take a minute.
+    request_queue_size = 1024
 
     def handle_error(self, *args: Any) -> None:
         pass  # clients that have gone

@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from libhoney.transmission.batching import MAX_BATCH_BYTES, Batch, Batcher
-from libhoney.transmission.encoding import EncodingError
+from libhoney.transmission.batching import MAX_BATCH_BYTES, MAX_INTAKE, Batch, Batcher
+from libhoney.transmission.encoding import EncodingError, Item, pack
 
 HERE = ("http://host", "key", "here")
 THERE = ("http://host", "key", "there")
@@ -33,10 +33,23 @@ def batcher(clock: Clock | None = None, **settings: Any) -> Batcher:
     )
 
 
+def item(destination: Any, metadata: Any, size: int = 2) -> Item:
+    """Return an event whose fields have so many bytes."""
+    return b"x" * size, 1.7e9, 1, (*destination,), metadata
+
+
+def add(some: Batcher, destination: Any, metadata: Any, size: int = 2) -> bool | None:
+    """Have one event taken in; return what that gives."""
+    intake = [item(destination, metadata, size)]
+    news = some.take_in(intake)
+    assert intake == [] or news is None
+    return news
+
+
 def test_batch_is_what_max_batch_size_says() -> None:
     """A batch is ready with exactly so many events, not one more."""
     some = batcher(max_batch_size=3)
-    assert [some.add(HERE, b"{}", n) for n in range(7)] == [
+    assert [add(some, HERE, n) for n in range(7)] == [
         *(True, False, True),
         *(True, False, True),
         True,
@@ -52,22 +65,34 @@ def test_without_max_batch_size_a_batch_has_up_to_1000_events() -> None:
     """The default for events."""
     some = batcher()
     for number in range(1001):
-        some.add(HERE, b"{}", number)
+        add(some, HERE, number)
     batch = some.take()
     assert batch is not None
-    assert len(batch.items) == 1000
+    assert batch.count == 1000
     assert some.take() is None
+
+
+def test_many_at_once_are_split_as_one_by_one() -> None:
+    """By the size of a batch, and by destination, each in the order in which they came."""
+    some = batcher(max_batch_size=3)
+    intake = [item(HERE if n < 7 else THERE, n) for n in range(9)]
+    while intake:
+        assert some.take_in(intake) is not None
+    some.make_all_ready()
+    taken = [batch.metadata for batch in iter(some.take, None) if batch is not None]
+    assert taken == [[0, 1, 2], [3, 4, 5], [6], [7, 8]]
 
 
 def test_batch_has_at_most_5_000_000_bytes() -> None:
     """Brackets and commas included, a batch's JSON array is within the receivers' limit."""
     some = batcher()
+    beside = len(pack([item(HERE, None, 0)])[0])
     for _ in range(11):
-        some.add(HERE, b"x" * 499_999, None)
+        add(some, HERE, None, 500_000 - beside)
     batch = some.take()
     assert batch is not None
-    assert len(batch.body()) <= MAX_BATCH_BYTES == 5_000_000
-    assert len(batch.items) == 9
+    assert len(batch.body()) == batch.size == MAX_BATCH_BYTES == 5_000_000
+    assert batch.count == 10
 
 
 def test_batch_leaves_when_its_first_event_is_old_enough() -> None:
@@ -75,10 +100,10 @@ def test_batch_leaves_when_its_first_event_is_old_enough() -> None:
     clock = Clock()
     some = batcher(clock)
     assert some.next_due() is None
-    some.add(HERE, b"{}", 1)
+    add(some, HERE, 1)
     clock.now += 0.5
-    some.add(THERE, b"{}", 2)
-    some.add(HERE, b"{}", 3)
+    add(some, THERE, 2)
+    add(some, HERE, 3)
     assert some.next_due() == 101.0
     assert some.take() is None
     clock.now = 101.0
@@ -89,12 +114,42 @@ def test_batch_leaves_when_its_first_event_is_old_enough() -> None:
     assert some.next_due() == 101.5
 
 
+def test_events_may_wait_while_a_batch_is_open_and_none_gets_full() -> None:
+    """What waited since the last look is as old as that, when it opens a batch at last."""
+    clock = Clock()
+    some = batcher(clock, max_batch_size=MAX_INTAKE + 5)
+    assert some.look() == 1
+    for number in range(3):
+        add(some, HERE, number)
+    assert some.look() == MAX_INTAKE
+    clock.now += 0.5
+    add(some, THERE, 3)
+    for number in range(4, 12):
+        add(some, HERE, number)
+    assert some.look() == MAX_INTAKE - 6
+    assert some.next_due() == 101.0
+    clock.now = 101.0
+    assert some.take() is not None
+    assert some.next_due() == 101.0
+
+
+@pytest.mark.parametrize("bound", [{"max_pending": 60}, {"max_pending_bytes": 200_000}])
+def test_none_may_wait_near_a_bound(bound: dict[str, int]) -> None:
+    """Whether there is room for one is to be known when it comes."""
+    some = batcher(**bound)
+    add(some, HERE, 1)
+    assert some.look() == (1 if "max_pending" in bound else MAX_INTAKE)
+    for number in range(40):
+        add(some, HERE, number, 2_000)
+    assert some.look() == 1
+
+
 def test_batch_has_one_destination() -> None:
     """Host, key and dataset each make a batch of their own."""
     some = batcher()
     destinations = [HERE, THERE, ("http://host", "other", "here"), ("http://b", "key", "here")]
     for destination in destinations * 2:
-        some.add(destination, b"{}", destination)
+        add(some, destination, destination)
     some.make_all_ready()
     taken = [batch for batch in iter(some.take, None) if batch is not None]
     assert [tuple(batch.destination) for batch in taken] == destinations
@@ -104,15 +159,15 @@ def test_batch_has_one_destination() -> None:
 def test_max_pending_counts_events_under_way() -> None:
     """There is room again when a batch is settled, not when it is taken."""
     some = batcher(max_pending=2)
-    some.add(HERE, b"{}", 1)
-    some.add(HERE, b"{}", 2)
-    assert some.add(HERE, b"{}", 3) is None
+    add(some, HERE, 1)
+    add(some, HERE, 2)
+    assert add(some, HERE, 3) is None
     some.make_all_ready()
     batch = some.take()
     assert batch is not None
-    assert some.add(HERE, b"{}", 3) is None
+    assert add(some, HERE, 3) is None
     some.settle(batch)
-    assert some.add(HERE, b"{}", 3) is True
+    assert add(some, HERE, 3) is True
 
 
 @pytest.mark.parametrize("wrong", [("http://host", "key", 5), ("http://host", None, "here")])
@@ -120,7 +175,7 @@ def test_destination_that_is_not_text_is_refused(wrong: Any) -> None:
     """It would fail later, where nobody could tell which event was to blame."""
     some = batcher()
     with pytest.raises(EncodingError, match="not text"):
-        some.add(wrong, b"{}", None)
+        some.take_in([item(wrong, None)])
     assert some.pending == 0
 
 
@@ -138,7 +193,7 @@ class Accounts(RuleBasedStateMachine):
     @rule(destination=st.sampled_from([HERE, THERE]), size=st.integers(1, 600))
     def add(self, destination: Any, size: int) -> None:
         number = len(self.added)
-        if self.some.add(destination, b"x" * size, number) is not None:
+        if add(self.some, destination, number, size) is not None:
             self.added.append(number)
 
     @rule()
@@ -169,12 +224,12 @@ class Accounts(RuleBasedStateMachine):
         assert sorted(waiting + self.settled) == self.added
         assert self.some.pending == len(waiting) <= 20
         assert self.some.pending_bytes <= 2_000
-        assert all(len(b.items) == len(b.metadata) <= 4 for b in self.some.unsettled())
+        assert all(b.count == len(b.metadata) <= 4 for b in self.some.unsettled())
         assert set(self.under_way) <= set(self.some.unsettled())
 
     @staticmethod
     def _events(batches: list[Batch]) -> int:
-        return sum(len(batch.items) for batch in batches)
+        return sum(batch.count for batch in batches)
 
 
 TestAccounts = Accounts.TestCase

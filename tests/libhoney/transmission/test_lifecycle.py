@@ -295,14 +295,15 @@ def test_nothing_is_imported_at_a_request_that_was_not_before(run_program: RunPr
     run_program(
         """
         import math
-        from libhoney.transmission.batching import Batch, Destination
+        from libhoney.transmission.batching import Batch, Destination, Packed
         from libhoney.transmission.delivery import Delivery
         from libhoney.transmission.threaded import Poster, _import_session
         _import_session()
         before = set(sys.modules)
         headers = {"X-Honeycomb-Team": "key", "Content-Type": "application/json"}
         there = Destination(URL.replace("127.0.0.1", "localhost"), "key", "x")
-        Poster({}).post(Delivery(Batch(there, 0.0)), b"[]", headers, math.inf)
+        batch = Batch(there, 0.0, Packed(there, b"{},", [None]))
+        Poster({}).post(Delivery(batch), b"[]", headers, math.inf)
         assert set(sys.modules) == before, set(sys.modules) - before
         """
     )
