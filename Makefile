@@ -11,7 +11,7 @@ PYTHON_ID := $(shell $(PYTHON) -c 'import sys; v = sys.version_info; \
 PIP_INSTALL = -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test tally soak lint format types bench guard faults growth clean
+.PHONY: help demo test tally soak lint format types bench guard parts faults growth clean
 
 help:
 	@echo 'make demo     run two traced services and print their traces'
@@ -22,6 +22,7 @@ help:
 	@echo 'make types    check the types of both packages'
 	@echo 'make bench    measure against the published packages and three other tracers'
 	@echo 'make guard    measure, and fail where a ratio is worse than recorded'
+	@echo 'make parts    tell what each part of a span and of an event takes'
 	@echo 'make faults   tell what an application pays while the server fails'
 	@echo 'make growth   tell how cost grows with the work (ARGS=--quick: in two minutes)'
 	@echo 'make clean    remove environments, builds and caches'
@@ -56,6 +57,9 @@ bench: $(VENV)/installed-test
 
 guard: $(VENV)/installed-test
 	$(VENV)/bin/python benchmarks/run.py --guard $(ARGS)
+
+parts: $(VENV)/installed-test
+	$(VENV)/bin/python benchmarks/parts.py $(ARGS)
 
 faults: $(VENV)/installed-test
 	$(VENV)/bin/python benchmarks/faults.py $(ARGS)
