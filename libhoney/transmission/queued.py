@@ -193,19 +193,18 @@ class QueuedTransmission:
                         "too large",
                         lambda: f"{_whose(event.fields())} is too large and was cut down",
                     )
-        except Exception as error:
-            reason = (
-                str(error)
-                if isinstance(error, EncodingError)
-                else f"event dropped; it cannot be encoded: {type(error).__name__}"
-            )
-            self._drop(event, reason)
-        except BaseException:  # a signal handler's, or one that gevent throws
+        except BaseException as error:
+            ours = isinstance(error, Exception)  # else a signal handler's, or one gevent throws
+            if item is None and ours:
+                reason = f"event dropped; it cannot be encoded: {type(error).__name__}"
+                self._drop(event, str(error) if isinstance(error, EncodingError) else reason)
+                return
             self._is_torn = True  # first, for another may interrupt what follows
             if item is None:
                 self.report_dropped(getattr(event, "metadata", None), INTERRUPTED)
             self._mend()
-            raise
+            if not ours:
+                raise
 
     def _mend(self) -> None:
         """Go on after an exception that came from outside, at any point."""
