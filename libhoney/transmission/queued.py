@@ -244,9 +244,11 @@ class QueuedTransmission:
                 self._take_all_in()
                 if self._intake:
                     if not self._may_wait():
-                        if item in self._intake:
-                            self._intake.remove(item)
-                            self._refuse(item, OVERFLOW)
+                        for at, one in enumerate(self._intake):
+                            if one is item:
+                                del self._intake[at]
+                                self._refuse(item, OVERFLOW)
+                                break
                         return
                     self._settled.wait(_LOOK_AGAIN)
             self._act()
