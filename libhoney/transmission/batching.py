@@ -196,11 +196,6 @@ class Batcher:
             self._ready.append(batch)
             del self._open[destination]
 
-    @property
-    def is_ready(self) -> bool:
-        """Tell whether a batch may leave whatever its age."""
-        return bool(self._ready)
-
     def take(self) -> Batch | None:
         """Return a batch that is full or old enough, to be given back to `settle`; else None."""
         if not self._ready:

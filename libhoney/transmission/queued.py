@@ -136,7 +136,9 @@ class QueuedTransmission:
         # With so many in the intake, whoever sends the last of them takes all in. More than one
         # only while a batch is open, since somebody comes back for that in time.
         self._room = 1
-        self._refused: dict[str, Item] = {}  # one for each reason, not yet said in the log
+        # Dropped events that are told of when the lock is free: a reader of responses may hold that
+        # queue's lock while a signal handler of its own waits for this one.
+        self._refused: collections.deque[tuple[Item, str]] = collections.deque()
         self._settled = threading.Condition(self._lock)
         self._batcher = Batcher(
             time.monotonic, self._max_batch_size, self._send_frequency, self._max_pending
@@ -227,31 +229,30 @@ class QueuedTransmission:
             return
         with self._lock:
             self._take_all_in()
-            is_full = bool(self._intake)
-            refused, self._refused = self._refused, {}
+            waits = self._block_on_send and self._is_waiting(item)
         self._act()
-        for reason, one in refused.items():
-            self._warn(reason, partial(_refusal, one, reason))
-        if is_full and self._block_on_send:
+        if waits:
             self._wait_for_room(item)
 
     def _leave_inside(self) -> None:
         """See that an event is taken in that was sent while its thread holds the lock."""
 
+    def _is_waiting(self, item: Item) -> bool:
+        return any(one is item for one in self._intake)
+
     def _wait_for_room(self, item: Item) -> None:
-        while self._intake:
+        while True:
             with self._lock:
                 self._take_all_in()
-                if self._intake:
-                    if not self._may_wait():
-                        for at, one in enumerate(self._intake):
-                            if one is item:
-                                del self._intake[at]
-                                self._refuse(item, OVERFLOW)
-                                break
-                        return
-                    self._settled.wait(_LOOK_AGAIN)
+                if not self._is_waiting(item):
+                    break
+                if not self._may_wait():
+                    self._intake[:] = [one for one in self._intake if one is not item]
+                    self._refuse(item, OVERFLOW)
+                    break
+                self._settled.wait(_LOOK_AGAIN)
             self._act()
+        self._act()
 
     # Where threads that send at once queue up at the lock, one that gives the interpreter up while
     # it holds the lock has all others stop there, and from then on each stops at each event, for
@@ -304,9 +305,9 @@ class QueuedTransmission:
             self._notify()
 
     def _refuse(self, item: Item, reason: str) -> None:
-        """Report an event that is not sent. It is said in the log when the lock is free."""
-        self.report_dropped(item[4], reason)
-        self._refused[reason] = item
+        """Count an event that is not sent; `_act` tells of it. Called with the lock held."""
+        self._dropped[reason] += 1
+        self._refused.append((item, reason))
 
     def _make_all_ready(self) -> list[Batch]:
         """Let all leave that was sent before; return its batches. Called with the lock held."""
@@ -327,6 +328,9 @@ class QueuedTransmission:
         """Put a response for an event that is not sent, and count it. Never raise or wait."""
         with self._lock:
             self._dropped[reason] += 1
+        self._tell_dropped(metadata, reason)
+
+    def _tell_dropped(self, metadata: Any, reason: str) -> None:
         if self._responses.has_room():
             self._responses.offer([response(0, 0, metadata, "", reason)])
 
@@ -376,7 +380,14 @@ class QueuedTransmission:
         raise NotImplementedError
 
     def _act(self) -> None:
-        """Do what `_notify` left for when the lock is free."""
+        """Do what was left for when the lock is free."""
+        while self._refused and not self._is_inside():
+            try:
+                item, reason = self._refused.popleft()
+            except IndexError:  # another was quicker
+                return
+            self._tell_dropped(item[4], reason)
+            self._warn(reason, partial(_refusal, item, reason))
 
     def _may_wait(self) -> bool:
         """Tell whether room may come while the caller waits. Called with the lock held."""
@@ -448,6 +459,7 @@ class QueuedTransmission:
             self._warn(failed[0].kind(), lambda: _failure(delivery, failed))
         with self._lock:
             self._settled.notify_all()
+        self._act()
         if self._statsd is not None:
             self._tell_statsd(len(outcomes) - len(failed), len(failed))
 
@@ -499,6 +511,7 @@ class QueuedTransmission:
                 while self._settlers - {get_ident()} and time.monotonic() < deadline:
                     self._settled.wait(deadline - time.monotonic())
         finally:
+            self._act()
             lifecycle.unregister(self)
             self._responses.end()
 

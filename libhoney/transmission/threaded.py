@@ -59,12 +59,13 @@ class Transmission(QueuedTransmission):
         deadline = time.monotonic() + timeout
         with self._lock:
             awaited = self._make_all_ready()
-            if not awaited:
-                return True
             unanswered = self._unanswered
-            self._notify()
-            self._wake.notify_all()
+            if awaited:
+                self._notify()
+                self._wake.notify_all()
         self._act()
+        if not awaited:
+            return True
         if not any(thread.is_alive() for thread in list(self._threads)):  # none starts at exit
             contextvars.Context().run(self._post_here, awaited, deadline)
             if time.monotonic() >= deadline:
@@ -102,10 +103,7 @@ class Transmission(QueuedTransmission):
     def _notify(self) -> None:
         if not self._idle:
             self._add_thread()
-        elif self._kept_due == math.inf or (
-            (self._batcher.is_ready or self._is_due_before(self._kept_due))
-            and self._crowded_until() is None
-        ):
+        elif (due := self._next_turn()) is not None and due < self._kept_due:
             self._wake.notify()
 
     def _add_thread(self) -> None:
@@ -128,6 +126,7 @@ class Transmission(QueuedTransmission):
 
     def _act(self) -> None:
         """Start threads. Not with the lock held: gevent runs others meanwhile."""
+        super()._act()
         while self._unstarted:
             try:
                 thread = self._unstarted.pop()
@@ -151,10 +150,6 @@ class Transmission(QueuedTransmission):
 
     def _may_wait(self) -> bool:
         return threading.current_thread() not in self._threads and lifecycle.threads_may_start()
-
-    def _is_due_before(self, moment: float) -> bool:
-        due = self._next_due()
-        return due is not None and due < moment
 
     def _run(self) -> None:
         with self._lock:
@@ -181,11 +176,8 @@ class Transmission(QueuedTransmission):
                 if self._ended:
                     self._threads.discard(threading.current_thread())
                     return None
-                crowded_until = self._crowded_until()
-                delivery = self._take() if crowded_until is None else None
-                due = self._next_due()
-                if due is not None and crowded_until is not None:
-                    due = max(due, crowded_until)
+                delivery = self._take() if self._crowded_until() is None else None
+                due = self._next_turn()
                 if delivery is not None:
                     self._begun[delivery] = time.monotonic()
                     # Leave someone behind to keep time and to take the next one.
@@ -206,6 +198,14 @@ class Transmission(QueuedTransmission):
                     self._idle -= 1
                     if keeps_time:  # another may, too; that is harmless
                         self._kept_due = math.inf
+
+    def _next_turn(self) -> float | None:
+        """Return when something may next be posted. Called with the lock held."""
+        due = self._next_due()
+        crowded_until = self._crowded_until()
+        if due is None or crowded_until is None:
+            return due
+        return max(due, crowded_until)
 
     def _crowded_until(self) -> float | None:
         """Return when one more request may begin; None for now. Called with the lock held."""

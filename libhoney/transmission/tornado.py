@@ -100,6 +100,7 @@ class TornadoTransmission(QueuedTransmission):
             if awaited:
                 self._notify()
             unanswered = self._unanswered
+        self._act()
         while True:
             with self._lock:
                 awaited.intersection_update(self._batcher.unsettled())
@@ -329,6 +330,10 @@ class _Sender:
 
     def _pump(self) -> None:
         """Take under way what may leave; come again when the next batch is due."""
+        self._take_under_way()
+        self._transmission._act()
+
+    def _take_under_way(self) -> None:
         transmission = self._transmission
         with transmission._lock:
             self._is_woken = False

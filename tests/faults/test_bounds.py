@@ -195,6 +195,53 @@ def test_close_frees_every_send_that_waits_for_room(receiver: Receiver, make: Ma
     }
 
 
+def test_a_reader_of_responses_may_be_interrupted_by_one_who_sends(
+    receiver: Receiver, make: Make
+) -> None:
+    """Its signal handler finds the transmission free, whatever others have to put on the queue that
+    the reader holds; a thread that drops an event waits for the reader alone."""
+    receiver.always(HANG)
+    client = make(max_pending=1, send_frequency=60, max_concurrent_batches=1)
+    send(client, "taken")
+
+    def wait_for_a_drop() -> None:
+        while not client.xmit.stats["dropped"]:
+            time.sleep(0.001)
+
+    with client.responses().mutex:
+        dropper = in_thread(lambda: send(client, "dropped"))
+        in_time(wait_for_a_drop)
+        send(client, "handler's")
+    dropper.join(LONG)
+    assert told(client) == {"dropped": OVERFLOW, "handler's": OVERFLOW}
+
+
+def test_a_send_waits_for_room_for_its_own_event_alone(receiver: Receiver, make: Make) -> None:
+    """It goes on when that has room, though another's still waits for some."""
+    receiver.always(HANG)
+    client = make(max_pending=2, block_on_send=True, send_frequency=60, max_concurrent_batches=1)
+    send(client, "first")
+    assert client.flush(0.01) is False
+    receiver.wait_for_requests(1)
+    send(client, "second")
+    waiting = [in_thread(lambda name=name: send(client, name)) for name in ("third", "fourth")]
+    deadline = time.monotonic() + LONG
+    while client.xmit.stats["queued"] != 4 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    receiver.release()  # the first alone: the next request hangs as well
+    while all(thread.is_alive() for thread in waiting) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    receiver.wait_for_requests(2)
+    assert sum(thread.is_alive() for thread in waiting) == 1
+    receiver.always(None)
+    receiver.release()
+    for thread in waiting:
+        thread.join(LONG)
+        assert not thread.is_alive()
+    assert client.flush(LONG)
+    assert told(client) == dict.fromkeys(("first", "second", "third", "fourth"))
+
+
 @pytest.mark.parametrize("waits", [False, True])
 def test_full_response_queue_harms_no_event(receiver: Receiver, make: Make, waits: bool) -> None:
     """Nobody reads: without `block_on_response` all arrive; with it `close` is bounded, and those

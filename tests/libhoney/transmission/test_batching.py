@@ -209,7 +209,9 @@ class Accounts(RuleBasedStateMachine):
     @rule()
     def make_all_ready(self) -> None:
         self.some.make_all_ready()
-        assert self.some.is_ready == (self.some.pending > self._events(self.under_way))
+        assert self.some.next_due() == (
+            self.clock.now if self.some.pending > self._events(self.under_way) else None
+        )
 
     @rule(last=st.booleans())
     def settle(self, last: bool) -> None:

@@ -406,6 +406,25 @@ def test_each_threads_events_keep_their_order(receiver: Receiver, make_client: M
         assert sent == list(range(100))
 
 
+def test_a_thread_that_waits_for_a_retry_wakes_for_what_is_due_before(
+    receiver: Receiver, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while so many requests are under way that the next one has to wait a little."""
+    monkeypatch.setattr("libhoney.transmission.threaded._WORTH_A_THREAD", 0.5)
+    client = make_client(max_batch_size=1)
+    receiver.order(Answer(status=429, headers={"Retry-After": "30"}))
+    send(client, "retried")
+    receiver.wait_for_requests(1)
+    receiver.always(HANG)
+    for number in (2, 3):
+        send(client, f"hangs {number}")
+        receiver.wait_for_requests(number)
+    send(client, "late")
+    receiver.wait_for_requests(4)
+    receiver.always(None)
+    receiver.release()
+
+
 # What waits is bounded, and the application does not
 
 
