@@ -50,12 +50,12 @@ class Packed(NamedTuple):
 class Batch:
     """Encoded events for one destination."""
 
-    __slots__ = ("count", "destination", "is_settled", "opened", "packed", "size")
+    __slots__ = ("count", "destination", "is_ready", "is_settled", "opened", "packed", "size")
 
     def __init__(self, destination: Destination, opened: float, first: Packed) -> None:
         self.destination = destination
         self.opened = opened
-        self.is_settled = False
+        self.is_ready = self.is_settled = False
         self.packed = [first]
         self.recount()
 
@@ -109,7 +109,7 @@ class Batcher:
         self._ready: collections.deque[Batch] = collections.deque()
         self._under_way: set[Batch] = set()
 
-    def take_in(self, intake: list[Item]) -> bool | None:
+    def take_in(self, intake: list[Item], at_most: int = MAX_INTAKE) -> bool | None:
         """Move the first events of `intake`, those for one destination, into its batch.
 
         Return None, and do nothing, where there is no room for one event; True where the sender has
@@ -117,12 +117,15 @@ class Batcher:
         Raises EncodingError, or TypeError, for a destination that is not made of text.
         """
         if intake[0][3] is self._mark:  # a signal handler runs in the middle of this
-            del intake[: self.count_just_got(intake[0])]
-        items = intake[: self._max_pending - self.pending]
+            self.forget_just_got(intake)
+        items = intake[: min(at_most, self._max_pending - self.pending)]
         if not items:
             return False if not intake else None
         destination = items[0][3]
         batch = self._open.get(destination)
+        if batch is not None and batch.count >= self._max_events:
+            self._make_ready(destination)
+            batch = None
         most = self._max_events - batch.count if batch is not None else self._max_events
         if len(items) > most:
             del items[most:]
@@ -135,6 +138,7 @@ class Batcher:
                 self._make_ready(destination)
                 batch = None
         packed = Packed(destination, text, [item[4] for item in items[:count]])
+        size = len(text)
         news = batch is None
         if batch is None:
             batch = self._new_batch(packed)
@@ -149,10 +153,10 @@ class Batcher:
         if intake and intake[0] is items[0]:
             del intake[:count]
         self.pending += count
-        self.pending_bytes += len(text)
+        self.pending_bytes += size
         if not news:
             batch.count += count
-            batch.size += len(text)
+            batch.size += size
         if batch.count >= self._max_events:
             self._make_ready(destination)
             return True
@@ -175,25 +179,28 @@ class Batcher:
     def look(self) -> int:
         """Take note of the time, and return how many events may wait in the intake.
 
-        Until then no batch is full, and there is room for each of them if it is short. It is 1
-        where no batch is open, so that nobody has a reason to come back in time.
+        Until then no batch has its number of events, and there is room for each that is short. It
+        is 1 where no batch is open, so that nobody has a reason to come back in time.
         """
+        counts = [batch.count for batch in list(self._open.values())[: _FEW + 1]]
         if (
-            not self._open
-            or len(self._open) > _FEW
+            not 0 < len(counts) <= _FEW
             or self.pending + 2 * MAX_INTAKE > self._max_pending
             or self.pending_bytes + 2 * MAX_INTAKE * MAX_SHORT > self.max_pending_bytes
         ):
             self.looked_at = None
             return 1
         self.looked_at = self._clock()
-        fullest = max(batch.count for batch in self._open.values())
-        return min(MAX_INTAKE, self._max_events - fullest)
+        return max(1, min(MAX_INTAKE, self._max_events - max(counts)))
 
     def _make_ready(self, destination: tuple[str, str, str]) -> None:
         batch = self._open.get(destination)
-        if batch is not None:
+        if batch is None:
+            return
+        if not batch.is_ready:  # else a signal handler runs in the middle of this
+            batch.is_ready = True
             self._ready.append(batch)
+        if self._open.get(destination) is batch:
             del self._open[destination]
 
     def take(self) -> Batch | None:
@@ -228,11 +235,15 @@ class Batcher:
             return batch.opened + self._max_age
         return None
 
+    def waiting_since(self) -> float | None:
+        """Return since when the first batch that is to leave waits, at most; None without one."""
+        return self._ready[0].opened if self._ready else self.next_due()
+
     def make_all_ready(self) -> None:
         """Let every batch leave now."""
         try:
-            self._ready.extend(self._open.values())
-            self._open.clear()
+            for destination in list(self._open):
+                self._make_ready(destination)
         except BaseException:
             self.mend()
             raise
@@ -241,22 +252,25 @@ class Batcher:
         """Be consistent again after a call that a signal handler's exception interrupted."""
         for destination, batch in list(self._open.items()):
             batch.recount()
-            if batch in self._ready:
-                del self._open[destination]
-            elif batch.count >= self._max_events:
+            batch.is_ready = batch in self._ready
+            if batch.is_ready or batch.count >= self._max_events:
                 self._make_ready(destination)
-        batches = self.unsettled()
-        for batch in batches:
-            batch.recount()
-        self.pending = sum(batch.count for batch in batches)
-        self.pending_bytes = sum(batch.size for batch in batches)
+        batches: list[Batch] = []
+        while batches != (batches := self.unsettled()):  # a handler may change them meanwhile
+            for batch in batches:
+                batch.recount()
+            self.pending = sum(batch.count for batch in batches)
+            self.pending_bytes = sum(batch.size for batch in batches)
 
-    def count_just_got(self, item: Item) -> int:
-        """Return how many events, this one the first, a batch got last; 0 where none did."""
+    def forget_just_got(self, intake: list[Item]) -> None:
+        """Take out of the intake what a batch has got from its start already."""
+        item = intake[0]
         for batch in self.unsettled():
             if batch.packed[-1].mark is item[3]:
-                return len(batch.packed[-1].metadata)
-        return 0
+                count = len(batch.packed[-1].metadata)
+                if intake and intake[0] is item:
+                    del intake[:count]
+                return
 
     def unsettled(self) -> list[Batch]:
         """Return every batch that is not settled."""

@@ -47,6 +47,8 @@ INTERRUPTED = "event dropped; its encoding was interrupted"
 HTTP_TIMEOUT = 10.0
 # Seconds that the end waits for responses that are being put on the queue.
 _SETTLE_TIMEOUT = 1.0
+# How often more is taken in than was sent before: others may send all the time.
+_MORE = 8
 # Seconds after which a `send` that waits for room looks again whether anything could make some.
 _LOOK_AGAIN = 1.0
 
@@ -185,7 +187,7 @@ class QueuedTransmission:
         item = None
         try:
             item = encode(event)
-            # From here on it is sent: this cannot be interrupted, and needs no lock.
+            # From here on it is sent; this needs no lock.
             self._intake.append(item)
             is_long = len(item[0]) > MAX_SHORT
             if is_long or len(self._intake) >= self._room:
@@ -220,7 +222,7 @@ class QueuedTransmission:
         self._batcher.mend()
         self._is_torn = False
         if self._intake:
-            del self._intake[: self._batcher.count_just_got(self._intake[0])]
+            self._batcher.forget_just_got(self._intake)
 
     def _take_in(self, item: Item) -> None:
         """Take in what was sent, this event and others; wait for room where that is asked for."""
@@ -247,7 +249,9 @@ class QueuedTransmission:
                 if not self._is_waiting(item):
                     break
                 if not self._may_wait():
-                    self._intake[:] = [one for one in self._intake if one is not item]
+                    # Not a new list in its place: others add to it without the lock.
+                    at = [one is item for one in self._intake].index(True)
+                    del self._intake[at]
                     self._refuse(item, OVERFLOW)
                     break
                 self._settled.wait(_LOOK_AGAIN)
@@ -265,44 +269,62 @@ class QueuedTransmission:
         What finds no room is dropped, or stays where it is if `send` waits for room.
         """
         intake, batcher = self._intake, self._batcher
-        has_news = is_full = False
+        has_news = self._is_torn
+        is_full = False
+        # Each time at least one leaves it: all that were there before, and some of what others go
+        # on to send meanwhile.
+        left = len(intake) + _MORE
         try:
             while True:
-                while intake and not is_full:
-                    if self._is_torn:
-                        self._mend_batches()
+                if self._is_torn:
+                    self._mend_batches()
+                if intake and not is_full:
+                    left -= 1
+                    news = self._take_first_in()
+                    is_full = news is None
+                    has_news = has_news or news is not False
+                    if left > 0:
                         continue
-                    item = intake[0]
-                    reason = CLOSED
-                    try:
-                        news = None if self._closed else batcher.take_in(intake)
-                        has_news = has_news or bool(news)
-                        if news is not None:
-                            continue
-                        if not self._closed:
-                            reason = OVERFLOW
-                            # What waits for company need not: there is no room for any.
-                            batcher.make_all_ready()
-                            has_news = True
-                            if self._block_on_send:
-                                is_full = True
-                                continue
-                    except EncodingError as error:
-                        reason = str(error)
-                    except Exception as error:  # a destination of the user's own kind
-                        reason = f"event dropped; it has no destination: {type(error).__name__}"
-                    if intake and intake[0] is item:
-                        del intake[0]
-                        self._refuse(item, reason)
                 self._room = 1 if is_full else batcher.look()
-                # Another may have sent one meanwhile that saw the room of before.
-                if is_full or not intake:
+                # Where none comes back in time, another may have sent one that did not see it yet.
+                if is_full or not intake or (left <= 0 and self._room > 1):
                     break
         except BaseException:
             self._is_torn = True
             raise
         if has_news:
             self._notify()
+
+    def _take_first_in(self) -> bool | None:
+        """Do as `Batcher.take_in`, or drop the first event; None where it is to wait for room."""
+        intake, batcher = self._intake, self._batcher
+        item = intake[0]
+        reason = CLOSED
+        try:
+            if not self._closed:
+                try:
+                    news = batcher.take_in(intake)
+                except Exception:  # perhaps another than the first is to blame
+                    self._is_torn = True
+                    self._mend_batches()
+                    if not intake or intake[0] is not item:
+                        return True
+                    news = batcher.take_in(intake, 1)
+                if news is not None:
+                    return news
+                reason = OVERFLOW
+                # What waits for company need not: there is no room for any.
+                batcher.make_all_ready()
+                if self._block_on_send:
+                    return None
+        except EncodingError as error:
+            reason = str(error)
+        except Exception as error:  # a destination of the user's own kind
+            reason = f"event dropped; it has no destination: {type(error).__name__}"
+        if intake and intake[0] is item:
+            del intake[0]
+            self._refuse(item, reason)
+        return True
 
     def _refuse(self, item: Item, reason: str) -> None:
         """Count an event that is not sent; `_act` tells of it. Called with the lock held."""
@@ -372,7 +394,18 @@ class QueuedTransmission:
         return body, self._headers(delivery.batch)
 
     def flush(self, timeout: float = 10.0) -> bool:
-        """Send what waits and wait for the answers, at most `timeout` seconds."""
+        """Send what waits and wait for the answers, at most `timeout` seconds.
+
+        Return True when the server answered for all that was sent before this call.
+        """
+        try:
+            return self._flush(timeout)
+        except BaseException:  # a signal handler's: what it interrupted may have had news
+            self._is_torn = True
+            self._mend()
+            raise
+
+    def _flush(self, timeout: float) -> bool:
         raise NotImplementedError
 
     def _notify(self) -> None:

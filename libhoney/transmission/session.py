@@ -59,7 +59,7 @@ _IS_ENVIRONMENT_ALL = sys.platform not in ("darwin", "win32")
 
 
 class Session:
-    """Posts batches over connections that are kept, one for each thread that posts.
+    """Posts batches over connections that are kept, for all threads.
 
     Of `requests`, the adapters are used, where its test doubles are put, and not what a session
     does around them: it would look for proxies in all of the environment, for a password in

@@ -14,7 +14,8 @@ from libhoney.transmission.batching import Batch
 from libhoney.transmission.delivery import Delivery
 from libhoney.transmission.queued import HTTP_TIMEOUT, QueuedTransmission
 
-# Seconds that a request takes for one more to be worth a thread, beyond the first two.
+# Seconds that a request takes, and half of those that a batch waits in vain, for one more to be
+# worth a thread, beyond the first two.
 _WORTH_A_THREAD = 0.025
 
 
@@ -26,9 +27,9 @@ class Transmission(QueuedTransmission):
     oldest batch is due. An event wakes a thread only where it opens a batch and nobody keeps time,
     or where it fills one.
 
-    Two requests may be under way at once, and more the longer they take: where it is not the server
-    that takes the time but the interpreter, busy with the application's threads, more of them only
-    cost more (a fifth of what they do for an event).
+    Two requests may be under way at once, and more the longer they take, or batches wait for them:
+    where it is not the server that takes the time but the interpreter, busy with the application's
+    threads, more of them only cost more (a fifth of what they do for an event).
     """
 
     def _make_state(self) -> None:
@@ -51,11 +52,7 @@ class Transmission(QueuedTransmission):
         lifecycle.check_threads()
         super().start()
 
-    def flush(self, timeout: float = 10.0) -> bool:
-        """Send what waits and wait for the answers, at most `timeout` seconds.
-
-        Return True when the server answered for all that was sent before this call.
-        """
+    def _flush(self, timeout: float) -> bool:
         deadline = time.monotonic() + timeout
         with self._lock:
             awaited = self._make_all_ready()
@@ -213,10 +210,12 @@ class Transmission(QueuedTransmission):
         if count < 2:
             return None
         now = time.monotonic()
-        oldest = min(self._begun.values())
-        if count < 2 + int(max(self._took, now - oldest) / _WORTH_A_THREAD):
+        took = max(self._took, now - min(self._begun.values()))
+        since = self._batcher.waiting_since()
+        waited = max(0.0, now - since) if since is not None else 0.0
+        if count < 2 + int(took / _WORTH_A_THREAD) + int(waited / 2 / _WORTH_A_THREAD):
             return None
-        return oldest + (count - 1) * _WORTH_A_THREAD
+        return now + _WORTH_A_THREAD
 
     def _attempt(self, delivery: Delivery, deadline: float = math.inf) -> None:
         """Post once, and do what follows."""
@@ -264,7 +263,7 @@ def _are_settled(batches: list[Batch]) -> bool:
 
 
 class Poster:
-    """The HTTP session of all threads, made when the first of them posts."""
+    """The HTTP session of all threads, made when one of them first posts."""
 
     def __init__(self, proxies: dict[str, str], connections: int = 1) -> None:
         self._proxies = proxies

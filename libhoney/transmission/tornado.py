@@ -94,6 +94,9 @@ class TornadoTransmission(QueuedTransmission):
         lived thread delivers what is not under way. What is under way goes on after this call,
         which does not wait for it and returns False; `await drain()` does wait for it.
         """
+        return super().flush(timeout)
+
+    def _flush(self, timeout: float) -> bool:
         deadline = time.monotonic() + timeout
         with self._lock:
             awaited = set(self._make_all_ready())

@@ -195,6 +195,34 @@ def test_close_frees_every_send_that_waits_for_room(receiver: Receiver, make: Ma
     }
 
 
+class Incomparable:
+    """What has a hash, and raises where it is compared."""
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("incomparable")
+
+    __hash__ = object.__hash__
+
+
+def test_a_destination_that_cannot_be_compared_harms_no_other_event(
+    receiver: Receiver, make: Make
+) -> None:
+    """Whatever waits beside it: it alone is refused."""
+    client = make(send_frequency=60)
+    for at in range(20):
+        send(client, at)
+        if at % 6 == 3:
+            odd = client.new_event({"name": "odd"})
+            odd.add_metadata(f"odd {at}")
+            odd.dataset = Incomparable()
+            odd.send()
+    assert client.flush(LONG)
+    assert arrived(receiver) == set(range(20))
+    reasons = told(client)
+    assert {name for name, error in reasons.items() if error is None} == set(range(20))
+    assert len(reasons) == 23
+
+
 def test_a_reader_of_responses_may_be_interrupted_by_one_who_sends(
     receiver: Receiver, make: Make
 ) -> None:
