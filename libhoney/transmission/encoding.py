@@ -158,12 +158,15 @@ def fields_json(fields: dict[str, Any]) -> str:
 
 
 def _second(created: float) -> tuple[int, float, bytes]:
-    """Return a time's second since 1970, the microseconds after it, and the second's text.
+    """Return a time's second since 1970, the microseconds after it with half a one, and its text.
 
     A time that has no form is taken for now.
     """
     try:
-        start, micros = divmod(round(created * 1e6), 1_000_000)
+        start = math.floor(created)
+        micros = (created - start) * 1e6 + 0.5
+        if micros >= 1e6:
+            start, micros = start + 1, micros - 1e6
         # Not by `datetime`, which crashes where the interpreter ends (CPython 3.13).
         parts = time.gmtime(start)[:6]
         if 1 <= parts[0] <= 9999:  # RFC 3339 has years of four digits

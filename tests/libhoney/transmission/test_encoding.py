@@ -308,6 +308,19 @@ def test_times_of_one_second_and_others(times: list[float]) -> None:
 
 
 @pytest.mark.parametrize(
+    "created",
+    [1764291555.7887235, 1764291555.0283475, 1764291555.5414126, 1764291555.9999998, -0.0000002],
+)
+def test_the_first_time_of_a_second_is_to_the_microsecond(created: float) -> None:
+    """As `datetime` has it: a float of all its microseconds would be off by one."""
+    event = Event({"a": 1})
+    event._created = created
+    text = json.loads(encoding.encode_event(event))["time"]
+    sent = datetime.fromisoformat(text[:-1]).replace(tzinfo=timezone.utc)
+    assert sent == datetime.fromtimestamp(created, timezone.utc)
+
+
+@pytest.mark.parametrize(
     "created", [math.nan, math.inf, -math.inf, 1e300, 253402300800.0, -62135596801.0]
 )
 def test_times_that_are_none_are_now(created: float) -> None:
