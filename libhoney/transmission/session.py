@@ -92,6 +92,10 @@ class Session:
                 raise ConnectionError("the answer was cut short")  # urllib3 1 lets it pass
             return answer.status_code, answer.headers, content
 
+    def close(self) -> None:
+        """Close every connection that is not in use."""
+        self._session.close()
+
     def _settings_for(self, url: str) -> dict[str, Any]:
         """Return proxies and certificates, as the environment says now."""
         key = (url, *map(os.environ.get, _ENVIRONMENT))

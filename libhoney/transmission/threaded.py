@@ -95,6 +95,7 @@ class Transmission(QueuedTransmission):
             self._wake.notify_all()
             threads = list(self._threads)
         lifecycle.end_threads(threads, max(deadline, time.monotonic() + 0.1))
+        self._poster.close()
         return answered
 
     def _notify(self) -> None:
@@ -291,6 +292,12 @@ class Poster:
         finally:
             if exchange.is_sent:
                 delivery.was_sent()
+
+    def close(self) -> None:
+        """Close the connections that are not in use; those that are will be after it."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
 
 
 def _may_pass(error: Exception) -> bool:

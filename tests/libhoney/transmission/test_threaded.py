@@ -7,6 +7,7 @@ import gc
 import gzip
 import json
 import logging
+import os
 import platform
 import signal
 import socket
@@ -16,6 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -437,6 +439,29 @@ def test_a_thread_that_waits_for_a_retry_wakes_for_what_is_due_before(
     receiver.wait_for_requests(4)
     receiver.always(None)
     receiver.release()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="files are not listed here")
+def test_close_leaves_no_connection_open(receiver: Receiver, make_client: MakeClient) -> None:
+    """Also while the closed client is kept."""
+
+    def sockets() -> int:
+        count = 0
+        for link in Path("/proc/self/fd").iterdir():
+            with suppress(OSError):  # the one of this folder, closed meanwhile
+                count += os.readlink(link).startswith("socket:")
+        return count
+
+    before = sockets()
+    client = make_client()
+    send(client, "one")
+    assert client.flush()
+    assert sockets() > before
+    client.close()
+    deadline = time.monotonic() + 10
+    while sockets() > before and time.monotonic() < deadline:  # the receiver's end follows
+        time.sleep(0.01)
+    assert sockets() <= before
 
 
 # What waits is bounded, and the application does not
