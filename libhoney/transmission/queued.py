@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import heapq
+import itertools
 import platform
 import queue
 import threading
@@ -140,7 +141,9 @@ class QueuedTransmission:
         self._room = 1
         # Dropped events that are told of when the lock is free: a reader of responses may hold that
         # queue's lock while a signal handler of its own waits for this one.
-        self._refused: collections.deque[tuple[Item, str]] = collections.deque()
+        # The thread that refused one tells of it, before its `send` is over.
+        self._refused: dict[int, tuple[int, Item, str]] = {}
+        self._refusals = itertools.count()
         self._settled = threading.Condition(self._lock)
         self._batcher = Batcher(
             time.monotonic, self._max_batch_size, self._send_frequency, self._max_pending
@@ -329,7 +332,7 @@ class QueuedTransmission:
     def _refuse(self, item: Item, reason: str) -> None:
         """Count an event that is not sent; `_act` tells of it. Called with the lock held."""
         self._dropped[reason] += 1
-        self._refused.append((item, reason))
+        self._refused[next(self._refusals)] = (get_ident(), item, reason)
 
     def _make_all_ready(self) -> list[Batch]:
         """Let all leave that was sent before; return its batches. Called with the lock held."""
@@ -412,15 +415,15 @@ class QueuedTransmission:
         """Learn, with the lock held, that a batch was opened or is ready. Never raise."""
         raise NotImplementedError
 
-    def _act(self) -> None:
-        """Do what was left for when the lock is free."""
-        while self._refused and not self._is_inside():
-            try:
-                item, reason = self._refused.popleft()
-            except IndexError:  # another was quicker
-                return
-            self._tell_dropped(item[4], reason)
-            self._warn(reason, partial(_refusal, item, reason))
+    def _act(self, for_all: bool = False) -> None:
+        """Do what was left for when the lock is free, by this thread or by all."""
+        if not self._refused or self._is_inside():
+            return
+        for number, (ident, item, reason) in self._refused.copy().items():
+            is_mine = for_all or ident == get_ident()
+            if is_mine and self._refused.pop(number, None) is not None:
+                self._tell_dropped(item[4], reason)
+                self._warn(reason, partial(_refusal, item, reason))
 
     def _may_wait(self) -> bool:
         """Tell whether room may come while the caller waits. Called with the lock held."""
@@ -544,7 +547,7 @@ class QueuedTransmission:
                 while self._settlers - {get_ident()} and time.monotonic() < deadline:
                     self._settled.wait(deadline - time.monotonic())
         finally:
-            self._act()
+            self._act(for_all=True)
             lifecycle.unregister(self)
             self._responses.end()
 

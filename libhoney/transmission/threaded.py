@@ -60,7 +60,7 @@ class Transmission(QueuedTransmission):
             if awaited:
                 self._notify()
                 self._wake.notify_all()
-        self._act()
+        self._act(for_all=True)
         if not awaited:
             return True
         if not any(thread.is_alive() for thread in list(self._threads)):  # none starts at exit
@@ -122,9 +122,9 @@ class Transmission(QueuedTransmission):
         self._threads.add(thread)
         self._unstarted.append(thread)
 
-    def _act(self) -> None:
-        """Start threads. Not with the lock held: gevent runs others meanwhile."""
-        super()._act()
+    def _act(self, for_all: bool = False) -> None:
+        """Start threads, too. Not with the lock held: gevent runs others meanwhile."""
+        super()._act(for_all)
         while self._unstarted:
             try:
                 thread = self._unstarted.pop()

@@ -103,7 +103,7 @@ class TornadoTransmission(QueuedTransmission):
             if awaited:
                 self._notify()
             unanswered = self._unanswered
-        self._act()
+        self._act(for_all=True)
         while True:
             with self._lock:
                 awaited.intersection_update(self._batcher.unsettled())

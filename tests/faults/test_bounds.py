@@ -241,7 +241,12 @@ def test_a_reader_of_responses_may_be_interrupted_by_one_who_sends(
         in_time(wait_for_a_drop)
         send(client, "handler's")
     dropper.join(LONG)
-    assert told(client) == {"dropped": OVERFLOW, "handler's": OVERFLOW}
+    # Another thread may have it in hand to tell of them.
+    reports = [client.responses().get(timeout=LONG) for _ in range(2)]
+    assert {one["metadata"]: one["error"] for one in reports} == {
+        "dropped": OVERFLOW,
+        "handler's": OVERFLOW,
+    }
 
 
 def test_a_send_waits_for_room_for_its_own_event_alone(receiver: Receiver, make: Make) -> None:
