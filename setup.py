@@ -125,6 +125,7 @@ setup(
     package_data={"beeline": ["py.typed"], "libhoney": ["py.typed"]},
     zip_safe=False,
     install_requires=[
+        "certifi",
         "requests>=2.26",
         "wrapt>=1.14,<3",
         f"orjson>=3.9; {ORJSON_PLATFORMS}",

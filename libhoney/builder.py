@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from libhoney import state
 from libhoney.event import Event
-from libhoney.fields import FieldHolder, merge_given
+from libhoney.fields import Addressed, FieldHolder, merge_given
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from libhoney.client import Client
 
 
-class Builder:
+class Builder(Addressed):
     """A scope for fields: its events carry the client's, then the builder's, then their own.
 
     `writekey`, `dataset`, `api_host` and `sample_rate` start as the client's; set here, they hold
@@ -35,9 +35,7 @@ class Builder:
         """
         client = client if client is not None else state.G_CLIENT
         self.client = client
-        self.writekey = client.writekey if client is not None else ""
-        self.dataset = client.dataset if client is not None else ""
-        self.api_host = client.api_host if client is not None else "https://api.honeycomb.io"
+        self._to = client._to if client is not None else ("https://api.honeycomb.io", "", "")
         self.sample_rate = client.sample_rate if client is not None else 1
         self._fields = FieldHolder()
         if fields is not None:
@@ -68,17 +66,13 @@ class Builder:
     def new_event(self) -> Event:
         """Make an event of this builder."""
         event = Event(fields=self._fields, client=self.client)
-        event.writekey = self.writekey
-        event.dataset = self.dataset
-        event.api_host = self.api_host
+        event._to = self._to
         event.sample_rate = self.sample_rate
         return event
 
     def clone(self) -> Builder:
         """Return a builder like this one; what is then changed in one leaves the other alone."""
         twin = Builder(fields=self._fields, client=self.client)
-        twin.writekey = self.writekey
-        twin.dataset = self.dataset
-        twin.api_host = self.api_host
+        twin._to = self._to
         twin.sample_rate = self.sample_rate
         return twin

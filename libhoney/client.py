@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from libhoney import transmission
 from libhoney.builder import Builder
 from libhoney.event import Event
-from libhoney.fields import FieldHolder
+from libhoney.fields import Addressed, FieldHolder
 from libhoney.internal import (
     check_api_host,
     check_key,
@@ -48,7 +48,7 @@ def IsClassicKey(key: str | None) -> bool:  # users know it by this name
     )
 
 
-class Client:
+class Client(Addressed):
     """Makes events and hands them to a transmission.
 
     Also a context manager that closes itself.
@@ -82,9 +82,7 @@ class Client:
         dataset = check_text("dataset", dataset)
         self.debug = debug
         self._logger = get_logger("honeycomb-sdk", debug)
-        self.writekey = writekey
-        self.dataset = self._choose_dataset(writekey, dataset)
-        self.api_host = api_host
+        self._to = api_host, writekey, self._choose_dataset(writekey, dataset)
         self.sample_rate = check_sample_rate(sample_rate)
         self.fields = FieldHolder()
         self.block_on_response = block_on_response
@@ -165,7 +163,8 @@ class Client:
 
         An event without fields, key, dataset or API host is not sent; its response says so.
         """
-        if event._data and event.writekey and event.dataset and event.api_host:
+        to = event._to
+        if event._data and to[0] and to[1] and to[2]:
             try:
                 self.xmit.send(event)
             except Exception:

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from datetime import datetime, timezone
 
 from libhoney import state
-from libhoney.fields import merge, merge_given, warn_of_name
+from libhoney.fields import Addressed, merge, merge_given, warn_of_name
 from libhoney.internal import warn_once
 
 TYPE_CHECKING = False
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _evaluates: ContextVar[bool] = ContextVar("honeycomb_evaluates", default=False)
 
 
-class Event:
+class Event(Addressed):
     """Fields on their way to Honeycomb.
 
     `writekey`, `dataset`, `api_host` and `sample_rate` start as the client's and may be set on the
@@ -34,20 +34,14 @@ class Event:
         "__weakref__",
         "_created",
         "_data",
-        "api_host",
         "client",
-        "dataset",
         "metadata",
         "sample_rate",
-        "writekey",
     )
 
-    api_host: str
     client: Client | None
-    dataset: str
     metadata: Any
     sample_rate: int
-    writekey: str
 
     def __init__(
         self,
@@ -66,16 +60,14 @@ class Event:
             client = state.G_CLIENT
         self.client = client
         if client is not None:
-            self.writekey = client.writekey
-            self.dataset = client.dataset
-            self.api_host = client.api_host
+            self._to = client._to
             self.sample_rate = client.sample_rate
             common = client.fields
             self._data: dict[str, Any] = common._data.copy()
             if common._dyn_fields:
                 _evaluate(common._dyn_fields, self._data)
         else:
-            self.writekey = self.dataset = self.api_host = ""
+            self._to = "", "", ""
             self.sample_rate = 1
             self._data = {}
         if fields is not None:

@@ -11,6 +11,45 @@ if TYPE_CHECKING:
     from typing import Any, Callable
 
 
+class Addressed:
+    """What has a destination of its own: a client, a builder, an event.
+
+    It is one tuple, which all that go to the same place share: a span sets it once, not three
+    values, and a batch is found by it.
+    """
+
+    __slots__ = ("_to",)
+
+    _to: tuple[str, str, str]  # API host, key, dataset
+
+    @property
+    def api_host(self) -> str:
+        """The URL of the API."""
+        return self._to[0]
+
+    @api_host.setter
+    def api_host(self, value: str) -> None:
+        self._to = (value, *self._to[1:])
+
+    @property
+    def writekey(self) -> str:
+        """The key of the environment, or of the team where it is a Classic one."""
+        return self._to[1]
+
+    @writekey.setter
+    def writekey(self, value: str) -> None:
+        self._to = (self._to[0], value, self._to[2])
+
+    @property
+    def dataset(self) -> str:
+        """The name of the dataset."""
+        return self._to[2]
+
+    @dataset.setter
+    def dataset(self, value: str) -> None:
+        self._to = (*self._to[:2], value)
+
+
 class FieldHolder:
     """Named values, and functions that give one value for each event."""
 

@@ -12,7 +12,14 @@ import sys
 from typing import Any, Callable, NamedTuple
 
 from libhoney.internal import mask
-from libhoney.transmission.encoding import SEPARATOR, EncodingError, Item, pack
+from libhoney.transmission.encoding import (
+    PLAIN,
+    SEPARATOR,
+    Compression,
+    EncodingError,
+    Item,
+    pack,
+)
 
 # The receiver's limits for one request, before compression.
 MAX_BATCH_BYTES = 5_000_000
@@ -25,6 +32,8 @@ MAX_INTAKE = 32
 MAX_SHORT = 2_048
 # Batches that may be open for any event to wait: each is looked at.
 _FEW = 8
+# Bytes that are worth being compressed before their turn.
+_WORTH_PRESSING = 65_536
 
 
 class Destination(NamedTuple):
@@ -39,43 +48,90 @@ class Destination(NamedTuple):
         return f"Destination({self.api_host!r}, {mask(self.writekey)!r}, {self.dataset!r})"
 
 
-class Packed(NamedTuple):
+class Packed:
     """Some events of a batch."""
 
-    mark: object  # the first event's own destination: an object that no other event has
-    text: bytes  # as `pack` returns it
-    metadata: list[Any]
+    __slots__ = ("mark", "metadata", "text")
+
+    def __init__(self, mark: object, text: bytes, metadata: list[Any]) -> None:
+        # While they are moved: the first event's fields, encoded, an object that no other has.
+        self.mark = mark
+        self.text = text  # as `pack` returns it
+        self.metadata = metadata
 
 
 class Batch:
-    """Encoded events for one destination."""
+    """Encoded events for one destination, held once: as texts, as one array, or compressed."""
 
-    __slots__ = ("count", "destination", "is_ready", "is_settled", "opened", "packed", "size")
+    __slots__ = (
+        *("_array", "_pressed", "count", "destination", "is_ready", "is_settled", "opened"),
+        *("packed", "size"),
+    )
 
     def __init__(self, destination: Destination, opened: float, first: Packed) -> None:
         self.destination = destination
         self.opened = opened
         self.is_ready = self.is_settled = False
         self.packed = [first]
+        self._array: bytearray | None = None
+        self._pressed: bytes | None = None
         self.recount()
 
     def recount(self) -> None:
         """Count what there is, which an interrupted `Batcher.take_in` may not have done."""
         self.count = sum(len(some.metadata) for some in self.packed)  # events
-        self.size = sum(len(some.text) for some in self.packed)  # bytes of the JSON array
+        if self._array is None and self._pressed is None:
+            self.size = sum(len(some.text) for some in self.packed)  # bytes of the JSON array
 
     @property
     def metadata(self) -> list[Any]:
         """The metadata of each event."""
         return [one for some in self.packed for one in some.metadata]
 
-    def body(self, indexes: list[int] | None = None) -> bytearray:
-        """Return the JSON array of all events, or of those at some indexes."""
-        texts = [some.text for some in self.packed]
+    @property
+    def is_pressed(self) -> bool:
+        """Tell whether it is held compressed."""
+        return self._pressed is not None
+
+    def press(self, pressed: bytes) -> None:
+        """Hold it compressed from here on; `pressed` is all of it."""
+        self._pressed = pressed
+        self._array = None
+        self._drop_texts()
+
+    def _drop_texts(self) -> None:
+        for some in self.packed:
+            some.text = b""
+
+    def body(
+        self, indexes: list[int] | None = None, compression: Compression = PLAIN, keep: bool = True
+    ) -> bytes:
+        """Return the JSON array of all events, or of those at some indexes, compressed.
+
+        A batch has one compression. Without `keep`, only the owner may call this: all of it is
+        held compressed from here on.
+        """
         if indexes is not None:
-            each = b"".join(texts).split(SEPARATOR)
-            texts = [each[index] + SEPARATOR for index in indexes]
-        array = bytearray().join([b"[", *texts])
+            array = self._whole(compression)
+            each = array[1:-1].split(SEPARATOR)
+            return compression.compress(b"[%b]" % SEPARATOR.join([each[i] for i in indexes]))
+        if self._pressed is not None:
+            return self._pressed
+        array = self._whole(compression)
+        if not keep:  # while this is compressed, its texts need not be there too
+            self._array = array
+            self._drop_texts()
+        pressed = compression.compress(array)
+        if not keep:
+            self.press(pressed)
+        return pressed
+
+    def _whole(self, compression: Compression) -> bytearray:
+        if self._pressed is not None:
+            return bytearray(compression.decompress(self._pressed))
+        if self._array is not None:
+            return self._array
+        array = bytearray().join([b"[", *[some.text for some in self.packed]])
         array[-len(SEPARATOR) :] = b"]"
         return array
 
@@ -116,7 +172,7 @@ class Batcher:
         something new to know: a batch was opened or became ready; else False.
         Raises EncodingError, or TypeError, for a destination that is not made of text.
         """
-        if intake[0][3] is self._mark:  # a signal handler runs in the middle of this
+        if intake[0][0] is self._mark:  # a signal handler runs in the middle of this
             self.forget_just_got(intake)
         items = intake[: min(at_most, self._max_pending - self.pending)]
         if not items:
@@ -137,14 +193,14 @@ class Batcher:
             if batch is not None and self._is_too_much(text, batch):
                 self._make_ready(destination)
                 batch = None
-        packed = Packed(destination, text, [item[4] for item in items[:count]])
+        packed = Packed(items[0][0], text, [item[4] for item in items[:count]])
         size = len(text)
         news = batch is None
         if batch is None:
-            batch = self._new_batch(packed)
+            batch = self._new_batch(destination, packed)
         if not (intake and intake[0] is items[0]):
             return True  # a signal handler took them in meanwhile
-        self._mark = destination
+        self._mark = packed.mark
         # From here on they are taken in.
         if news:
             self._open[destination] = batch
@@ -154,6 +210,7 @@ class Batcher:
             del intake[:count]
         self.pending += count
         self.pending_bytes += size
+        self._mark = packed.mark = None  # which may hold some times the memory that it needs
         if not news:
             batch.count += count
             batch.size += size
@@ -169,8 +226,7 @@ class Batcher:
             or self.pending_bytes + len(text) > self.max_pending_bytes
         )
 
-    def _new_batch(self, packed: Packed) -> Batch:
-        destination: Any = packed.mark
+    def _new_batch(self, destination: Any, packed: Packed) -> Batch:
         if not all(isinstance(part, str) for part in destination):
             raise EncodingError("event dropped; api_host, writekey or dataset is not text")
         opened = self._clock() if self.looked_at is None else self.looked_at
@@ -202,6 +258,21 @@ class Batcher:
             self._ready.append(batch)
         if self._open.get(destination) is batch:
             del self._open[destination]
+
+    def next_to_press(self) -> Batch | None:
+        """Return the last batch to become ready where it has to wait; None if it is not worth it.
+
+        It is compressed best by who asks, outside the owner's lock, and given back to `press`.
+        """
+        if len(self._ready) < 2:
+            return None
+        batch = self._ready[-1]
+        return batch if batch.size >= _WORTH_PRESSING and not batch.is_pressed else None
+
+    def press(self, batch: Batch, pressed: bytes) -> None:
+        """Have a batch held compressed, unless it was taken meanwhile."""
+        if not batch.is_settled and batch not in self._under_way:
+            batch.press(pressed)
 
     def take(self) -> Batch | None:
         """Return a batch that is full or old enough, to be given back to `settle`; else None."""
@@ -266,7 +337,7 @@ class Batcher:
         """Take out of the intake what a batch has got from its start already."""
         item = intake[0]
         for batch in self.unsettled():
-            if batch.packed[-1].mark is item[3]:
+            if batch.packed[-1].mark is item[0]:
                 count = len(batch.packed[-1].metadata)
                 if intake and intake[0] is item:
                     del intake[:count]

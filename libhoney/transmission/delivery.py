@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from libhoney.transmission.base import Response, response
 from libhoney.transmission.batching import Batch, Destination
-from libhoney.transmission.encoding import loads
+from libhoney.transmission.encoding import PLAIN, Compression, loads
 
 # Not the module's own generator, which an application may have seeded.
 _random = random.SystemRandom()
@@ -81,10 +81,11 @@ class Delivery:
         self._is_sent = False
         self._lost_answers = 0
 
-    def body(self) -> bytearray:
-        """Return the JSON array of the events still to be delivered."""
-        whole = len(self._outstanding) == len(self.outcomes)
-        return self.batch.body(None if whole else self._outstanding)
+    def body(self, compression: Compression = PLAIN) -> bytes:
+        """Return the JSON array of the events still to be delivered, compressed."""
+        if len(self._outstanding) < len(self.outcomes):
+            return self.batch.body(self._outstanding, compression)
+        return self.batch.body(None, compression, keep=False)
 
     def was_sent(self) -> None:
         """Take note that all of the request has left: without an answer, it may have arrived."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from itertools import islice
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 from libhoney.internal import UNENCODABLE, json_default_handler
 from libhoney.transmission import lifecycle
@@ -70,9 +70,10 @@ def encode(event: Any, beside: int = 0) -> Item:
     Raises EncodingError where the event cannot be sent even so.
     """
     try:
-        created, data = event._created, event._data
+        created, data, to = event._created, event._data, event._to
     except AttributeError:  # not an event of ours
         created, data = event.created_at, event.fields()
+        to = event.api_host, event.writekey, event.dataset
     if type(created) is not float:
         created = _moment(created)
     rate = event.sample_rate
@@ -89,7 +90,7 @@ def encode(event: Any, beside: int = 0) -> Item:
         encoded = _encode_plain(_clean(data))
     if len(encoded) + beside > LEAST_CUT:
         encoded = _within_limits(data, encoded, beside + _size_beside(created, rate))
-    return encoded, created, rate, (event.api_host, event.writekey, event.dataset), event.metadata
+    return encoded, created, rate, to, event.metadata
 
 
 def encode_event(event: Any, **more: str) -> bytes:
@@ -126,7 +127,7 @@ def pack(items: Sequence[Item]) -> tuple[bytes, int]:
     end = _END + SEPARATOR
     to = items[0][3]
     for data, created, rate, destination, _ in items:
-        if destination != to:
+        if destination is not to and destination != to:
             break
         if rate != last_rate:
             last_rate, middle = rate, b"%b%d%b" % (_RATE, rate, _DATA)
@@ -517,45 +518,71 @@ def _first_encoded_bytes(value: Any, limit: int) -> str:
         room = min(len(text.encode("utf-8")) - 1, room * limit // size)
 
 
-def compressor(compression: str | None, level: int) -> tuple[str, Callable[[bytearray], bytes]]:
-    """Return a `Content-Encoding` (empty for none) and the function that makes it.
+class Compression(NamedTuple):
+    """A `Content-Encoding`, empty for none, and the functions that make it and undo it."""
+
+    name: str
+    compress: Callable[[bytes | bytearray], bytes]
+    decompress: Callable[[bytes], bytes]
+    # So quick, to an application's thread as well, that it is worth the memory that it spares.
+    is_quick: bool = False
+
+
+PLAIN = Compression("", bytes, bytes)
+
+
+def compression_named(name: str | None, level: int) -> Compression:
+    """Return a compression by its name; `level` is that of `gzip`.
 
     Raises ValueError for a name other than `gzip`, `zstd` and None, for a level out of range and
     for `zstd` without the package it needs.
     """
-    if compression is None:
-        return "", bytes
-    if compression == "gzip":
+    if name is None:
+        return PLAIN
+    if name == "gzip":
         if type(level) is not int or not 0 <= level <= 9:
             raise ValueError(f"gzip_compression_level must be from 0 to 9, not {level!r}")
-        return "gzip", _gzip(level)
-    if compression == "zstd":
-        return "zstd", _zstd()
-    raise ValueError(f"compression must be 'gzip', 'zstd' or None, not {compression!r}")
+        return _gzip(level)
+    if name == "zstd":
+        return _zstd()
+    raise ValueError(f"compression must be 'gzip', 'zstd' or None, not {name!r}")
 
 
-def _gzip(level: int) -> Callable[[bytearray], bytes]:
+_GZIP = 31  # `wbits`: a gzip header and the largest window
+
+
+def _gzip(level: int) -> Compression:
+    import zlib
+
+    def decompress(body: bytes) -> bytes:
+        return zlib.decompress(body, _GZIP)
+
     try:
         from isal import isal_zlib
 
         level = min(level, isal_zlib.ISAL_BEST_COMPRESSION)
-        return lambda body: isal_zlib.compress(body, level, wbits=31)
+        return Compression(
+            "gzip", lambda body: isal_zlib.compress(body, level, wbits=_GZIP), decompress, True
+        )
     except ImportError:
-        import zlib
 
-        def compress(body: bytearray) -> bytes:
-            stream = zlib.compressobj(level, wbits=31)
+        def compress(body: bytes | bytearray) -> bytes:
+            stream = zlib.compressobj(level, wbits=_GZIP)
             return stream.compress(body) + stream.flush()
 
-        return compress
+        return Compression("gzip", compress, decompress)
 
 
-def _zstd() -> Callable[[bytearray], bytes]:
+def _zstd() -> Compression:
     try:
-        from zstandard import ZstdCompressor
+        from zstandard import ZstdCompressor, ZstdDecompressor
     except ImportError:
         raise ValueError(
             "compression='zstd' needs the package zstandard: pip install honeycomb-beeline[zstd]"
         ) from None
     # One for each call: a compressor is not for several threads.
-    return lambda body: ZstdCompressor(level=1).compress(body)
+    return Compression(
+        "zstd",
+        lambda body: ZstdCompressor(level=1).compress(body),
+        lambda body: ZstdDecompressor().decompress(body),
+    )

@@ -34,7 +34,7 @@ from libhoney.transmission.delivery import Delivery, Outcome
 from libhoney.transmission.encoding import (
     EncodingError,
     Item,
-    compressor,
+    compression_named,
     encode,
     loads,
     was_cut_down,
@@ -116,7 +116,7 @@ class QueuedTransmission:
         self._block_on_response = block_on_response
         self._proxies = dict(proxies or {})
         self._statsd = statsd
-        self._encoding, self._compress = compressor(
+        self._compression = compression_named(
             compression if gzip_enabled else None, gzip_compression_level
         )
         user_agent_addition = check_user_agent(user_agent_addition)
@@ -235,9 +235,18 @@ class QueuedTransmission:
         with self._lock:
             self._take_all_in()
             waits = self._block_on_send and self._is_waiting(item)
+            batch = self._batcher.next_to_press() if self._compression.is_quick else None
         self._act()
+        if batch is not None:
+            self._press(batch)
         if waits:
             self._wait_for_room(item)
+
+    def _press(self, batch: Batch) -> None:
+        """Compress a batch before its turn: what waits takes an eighth of its memory."""
+        pressed = batch.body(None, self._compression)
+        with self._lock:
+            self._batcher.press(batch, pressed)
 
     def _leave_inside(self) -> None:
         """See that an event is taken in that was sent while its thread holds the lock."""
@@ -371,8 +380,8 @@ class QueuedTransmission:
             "User-Agent": self._user_agent,
             "Accept-Encoding": "identity",  # a small answer could inflate to any size
         }
-        if self._encoding:
-            headers["Content-Encoding"] = self._encoding
+        if self._compression.name:
+            headers["Content-Encoding"] = self._compression.name
         return headers
 
     def _describe(self, error: Exception, batch: Batch) -> str:
@@ -390,7 +399,7 @@ class QueuedTransmission:
             raise ValueError("the writekey has white space around it")
         if delivery.started is None:
             delivery.started = time.monotonic()
-        body = self._compress(delivery.body())
+        body = delivery.body(self._compression)
         with self._lock:
             self._counts["batches"] += 1
             self._counts["bytes"] += len(body)

@@ -264,40 +264,49 @@ def _are_settled(batches: list[Batch]) -> bool:
 
 
 class Poster:
-    """The HTTP session of all threads, made when one of them first posts."""
+    """The HTTP connections of all threads, made when one of them first posts."""
 
     def __init__(self, proxies: dict[str, str], connections: int = 1) -> None:
         self._proxies = proxies
         self._connections = connections
+        self._direct: Any = None
         self._session: Any = None
 
     def post(
         self, delivery: Delivery, body: bytes, headers: dict[str, str], deadline: float
     ) -> tuple[int, Any, bytes]:
-        """Return an answer's status, headers and body; raise what `requests` raises.
+        """Return an answer's status, headers and body; raise what `_may_pass` knows.
 
         To connect, to send, and then the whole answer may take `HTTP_TIMEOUT` each, or what is left
         until `deadline`, in monotonic seconds, where that is less.
         """
-        http = _import_session()
-        if self._session is None:
-            self._session = http.Session(self._proxies, self._connections)
+        direct = _import_direct()
         timeout = min(HTTP_TIMEOUT, max(0.001, deadline - time.monotonic()))
-        exchange = http.Exchange(timeout, deadline)
+        exchange = direct.Exchange(timeout, deadline)
+        client = self._client(direct)
         try:
-            answer: tuple[int, Any, bytes] = self._session.post(
-                delivery.url, headers, body, exchange
-            )
+            answer: tuple[int, Any, bytes] = client.post(delivery.url, headers, body, exchange)
             return answer
         finally:
             if exchange.is_sent:
                 delivery.was_sent()
 
+    def _client(self, direct: Any) -> Any:
+        if not self._proxies and direct.suffices():
+            if self._direct is None:
+                self._direct = direct.Connections(self._connections)
+            return self._direct
+        if self._session is None:
+            self._session = _import_session().Session(self._proxies, self._connections)
+        return self._session
+
     def close(self) -> None:
         """Close the connections that are not in use; those that are will be after it."""
-        session, self._session = self._session, None
-        if session is not None:
-            session.close()
+        clients = self._direct, self._session
+        self._direct = self._session = None
+        for client in clients:
+            if client is not None:
+                client.close()
 
 
 def _may_pass(error: Exception) -> bool:
@@ -320,10 +329,19 @@ def _ready_gevent() -> None:
             return
 
 
-def _import_session() -> Any:
+# Only senders import these: they take longer to import than all the rest.
+
+
+def _import_direct() -> Any:
     with lifecycle.ImportGuard():
         # What would else be imported while a host is looked up.
         import encodings.idna  # noqa: F401
 
+        from libhoney.transmission import direct
+    return direct
+
+
+def _import_session() -> Any:
+    with lifecycle.ImportGuard():
         from libhoney.transmission import session
     return session

@@ -95,6 +95,48 @@ def test_batch_has_at_most_5_000_000_bytes() -> None:
     assert batch.count == 10
 
 
+def test_last_of_two_that_wait_is_worth_compressing() -> None:
+    """One alone is about to leave, and a small one has little to spare."""
+    some = batcher(max_batch_size=40)
+    for number in range(40):
+        add(some, HERE, number, 3_000)
+    assert some.next_to_press() is None
+    for number in range(40):
+        add(some, THERE, number, 3_000)
+    batch = some.next_to_press()
+    assert batch is not None
+    assert batch.destination == THERE
+    body = batch.body()
+    before = batch.count, batch.size, some.pending_bytes
+    some.press(batch, body)
+    assert some.next_to_press() is None
+    some.mend()
+    assert (batch.count, batch.size, some.pending_bytes) == before
+    assert batch.body() == body
+    assert not any(text.text for text in batch.packed)
+    for number in range(40):
+        add(some, HERE, number, 100)
+    assert some.next_to_press() is None
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_batch_that_was_taken_meanwhile_is_left_to_who_took_it(settled: bool) -> None:
+    """What another thread made of it may be of texts that are no longer there."""
+    some = batcher(max_batch_size=40)
+    for where in (HERE, THERE):
+        for number in range(40):
+            add(some, where, number, 3_000)
+    batch = some.next_to_press()
+    assert batch is not None
+    taken = [some.take(), some.take()]
+    assert batch in taken
+    if settled:
+        some.settle(batch)
+    some.press(batch, b"[]")
+    assert not batch.is_pressed
+    assert batch.count == 40 == batch.body().count(b'"data":')
+
+
 def test_batch_leaves_when_its_first_event_is_old_enough() -> None:
     """Age counts from the first event; the oldest batch goes first."""
     clock = Clock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 import time
 from email.utils import formatdate
 from typing import Any
@@ -22,7 +23,7 @@ from libhoney.transmission.delivery import (
     Delivery,
     batch_url,
 )
-from libhoney.transmission.encoding import SEPARATOR
+from libhoney.transmission.encoding import SEPARATOR, compression_named
 
 ALL_WELL = b'[{"status":202},{"status":202},{"status":202}]'
 DATASETS = [
@@ -88,6 +89,32 @@ def test_passing_failure_is_retried_whole(status: int) -> None:
     assert one.answered(200, {}, ALL_WELL) is None
     assert statuses(one) == [202] * 3
     assert one.retried == 3
+
+
+@pytest.mark.parametrize("name", ["gzip", "zstd", None])
+@pytest.mark.parametrize("quick", [True, False])
+def test_what_goes_again_is_compressed_in_the_same_way(name: str | None, quick: bool) -> None:
+    """All of a batch, or of one that is held compressed a part."""
+    if name == "zstd":
+        pytest.importorskip("zstandard")
+    with pytest.MonkeyPatch.context() as patch:
+        if not quick:
+            patch.setitem(sys.modules, "isal", None)
+        compression = compression_named(name, 1)
+
+    def sent() -> Any:
+        return json.loads(compression.decompress(one.body(compression)))
+
+    one = delivery(5)
+    before = one.batch.size
+    assert sent() == sent() == [0, 1, 2, 3, 4]
+    assert not any(some.text for some in one.batch.packed)
+    answer = [{"status": s} for s in (202, 429, 400, 500, 408)]
+    assert one.answered(200, {}, json.dumps(answer).encode()) is not None
+    assert sent() == sent() == [1, 3, 4]
+    one.batch.recount()
+    assert (one.batch.count, one.batch.size) == (5, before)
+    assert one.batch.metadata == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("status", [201, 204, 301, 302, 307, 308, 400, 401, 403, 404, 413])

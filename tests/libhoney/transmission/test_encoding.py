@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from libhoney import Event
 from libhoney.internal import UNENCODABLE
 from libhoney.transmission import encoding
-from libhoney.transmission.encoding import EncodingError, compressor
+from libhoney.transmission.encoding import EncodingError, compression_named
 from tests.libhoney.support import Unprintable
 
 
@@ -352,24 +352,25 @@ def test_gzip_is_what_gzip_reads(level: int, absent: tuple[str, ...]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         for name in absent:
             patch.setitem(sys.modules, name, None)
-        name, compress = compressor("gzip", level)
-        assert name == "gzip"
-        assert gzip.decompress(compress(body)) == body
+        name, compress, decompress, is_quick = compression_named("gzip", level)
+        assert (name, is_quick) == ("gzip", not absent)
+        assert gzip.decompress(compress(body)) == decompress(compress(body)) == body
         assert zlib.decompress(compress(b""), 31) == b""
 
 
 def test_zstd_and_none() -> None:
     """`zstd` is named so, None has no name and changes nothing."""
     zstandard = pytest.importorskip("zstandard")
-    name, compress = compressor("zstd", 1)
+    name, compress, decompress, _ = compression_named("zstd", 1)
     assert name == "zstd"
     assert zstandard.ZstdDecompressor().decompress(compress(b"body")) == b"body"
-    name, compress = compressor(None, 1)
-    assert (name, compress(b"body")) == ("", b"body")
+    assert decompress(compress(b"body")) == b"body"
+    name, compress, decompress, _ = compression_named(None, 1)
+    assert (name, compress(b"body"), decompress(b"body")) == ("", b"body", b"body")
 
 
 def test_zstd_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """A ValueError names the extra."""
     monkeypatch.setitem(sys.modules, "zstandard", None)
     with pytest.raises(ValueError, match=r"honeycomb-beeline\[zstd\]"):
-        compressor("zstd", 1)
+        compression_named("zstd", 1)

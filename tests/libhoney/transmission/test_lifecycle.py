@@ -261,17 +261,25 @@ def test_locks_that_were_held_at_a_fork_are_made_anew(
 
 
 @forks
+@pytest.mark.parametrize(
+    ("module", "settings"),
+    [
+        ("libhoney.transmission.direct", ""),
+        ("requests.sessions", ", proxies={'ftp': 'http://proxy'}"),
+    ],
+    ids=["direct", "requests"],
+)
 def test_fork_while_the_sender_imports_its_http_client(
-    receiver: Receiver, run_program: RunProgram
+    receiver: Receiver, run_program: RunProgram, module: str, settings: str
 ) -> None:
     """The child is not left waiting on an import lock that nobody will release."""
     run_program(
-        """
+        f"""
         import importlib.abc
         importing = threading.Event()
         class Slow(importlib.abc.MetaPathFinder):
             def find_spec(self, name, path, target=None):
-                if name == "requests.sessions" and not importing.is_set():
+                if name == "{module}" and not importing.is_set():
                     importing.set()
                     time.sleep(0.3)
         sys.meta_path.insert(0, Slow())
@@ -284,26 +292,29 @@ def test_fork_while_the_sender_imports_its_http_client(
             os._exit(0)
         assert os.waitpid(pid, 0)[1] == 0
         """,
-        init="init(max_batch_size=1)\n",
+        init=f"init(max_batch_size=1{settings})\n",
     )
     assert names(receiver) == {"parent": 1, "child": 1}
 
 
 @forks
-def test_nothing_is_imported_at_a_request_that_was_not_before(run_program: RunProgram) -> None:
+@pytest.mark.parametrize("proxies", ["{}", "{'ftp': 'http://proxy'}"], ids=["direct", "requests"])
+def test_nothing_is_imported_at_a_request_that_was_not_before(
+    run_program: RunProgram, proxies: str
+) -> None:
     """What the HTTP client would import later, a fork could find half done."""
     run_program(
-        """
+        f"""
         import math
         from libhoney.transmission.batching import Batch, Destination, Packed
         from libhoney.transmission.delivery import Delivery
-        from libhoney.transmission.threaded import Poster, _import_session
-        _import_session()
+        from libhoney.transmission.threaded import Poster, _import_direct, _import_session
+        _import_session() if {proxies} else _import_direct()
         before = set(sys.modules)
-        headers = {"X-Honeycomb-Team": "key", "Content-Type": "application/json"}
+        headers = {{"X-Honeycomb-Team": "key", "Content-Type": "application/json"}}
         there = Destination(URL.replace("127.0.0.1", "localhost"), "key", "x")
-        batch = Batch(there, 0.0, Packed(there, b"{},", [None]))
-        Poster({}).post(Delivery(batch), b"[]", headers, math.inf)
+        batch = Batch(there, 0.0, Packed(there, b"{{}},", [None]))
+        Poster({proxies}).post(Delivery(batch), b"[]", headers, math.inf)
         assert set(sys.modules) == before, set(sys.modules) - before
         """
     )

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import weakref
 from collections.abc import Iterator
 from contextlib import suppress
@@ -467,6 +468,34 @@ def test_close_leaves_no_connection_open(receiver: Receiver, make_client: MakeCl
 # What waits is bounded, and the application does not
 
 
+def test_what_waits_for_a_server_is_held_compressed(
+    receiver: Receiver, make_client: MakeClient
+) -> None:
+    """15 MB of events take less than 5 MB, and arrive, once each, also those that go again."""
+    pytest.importorskip("isal")
+    receiver.always(HANG)
+    client = make_client(max_concurrent_batches=1)
+    text = "x".join(map(str, range(250)))
+    send(client, "first")
+    receiver.wait_for_requests(1)
+    tracemalloc.start()
+    try:
+        for number in range(20_000):
+            send(client, number, text=text)
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert client.xmit._batcher.pending_bytes > 15_000_000
+    assert taken < 5_000_000
+    receiver.order(Answer(statuses=[429, 500] * 250))
+    receiver.always(None)
+    receiver.release()
+    assert client.flush(60)
+    arrived = collections.Counter(event.data["name"] for event in receiver.events)
+    assert arrived == dict.fromkeys(["first", *range(20_000)], 1)
+    assert client.xmit.stats["retried"] == 500
+
+
 def test_burst_beyond_max_pending_is_dropped_and_reported(
     receiver: Receiver, make_client: MakeClient
 ) -> None:
@@ -691,10 +720,10 @@ def test_network_that_stays_down_fills_neither_memory_nor_log(
     make_client: MakeClient, closed_port: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Errors whose words differ each time are one reason and one warning."""
-    client = make_client(api_host=f"http://127.0.0.1:{closed_port}")
+    client = make_client()
     for number in range(20):
         event = client.new_event({"a": 1})
-        event.dataset = f"dataset{number}"
+        event.api_host = f"http://127.0.0.{number + 1}:{closed_port}"
         event.send()
     assert client.flush() is False
     assert len({one["error"] for one in answers(client)}) == 20

@@ -1,0 +1,178 @@
+"""Posting straight to a host: when that is done, over which connections, trusting whom."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import responses as responses_library
+
+from libhoney.transmission import direct
+from tests.libhoney.conftest import MakeClient, RunProgram
+from tests.libhoney.support import answers, send
+from tests.receiver import Answer, Receiver, make_certificate
+
+pytestmark = pytest.mark.skipif(
+    not direct.ARE_PROXIES_ALL, reason="this system has proxy settings of its own"
+)
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*direct.PROXIES, *direct.AUTHORITIES, "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def connections(receiver: Receiver) -> list[int]:
+    return [request.connection for request in receiver.requests]
+
+
+def test_a_usual_program_does_without_requests(receiver: Receiver, run_program: RunProgram) -> None:
+    """Neither it nor what it brings is imported: 10 MB and 40 ms."""
+    run_program(
+        """
+        for name in ("http_proxy", "https_proxy", "all_proxy"):
+            os.environ.pop(name, None)
+            os.environ.pop(name.upper(), None)
+        send("one")
+        assert libhoney.flush(20)
+        assert not {"requests", "urllib3", "charset_normalizer", "idna"} & sys.modules.keys()
+        """
+    )
+    receiver.one("one")
+
+
+def test_a_double_gets_its_requests_and_no_others(
+    receiver: Receiver, make_client: MakeClient
+) -> None:
+    """Also where a connection is there already, and what comes after it arrives again."""
+    client = make_client(max_concurrent_batches=1)
+    send(client, "before")
+    assert client.flush()
+    with responses_library.RequestsMock() as double:
+        double.post(f"{receiver.url}/1/batch/things", json=[{"status": 202}])
+        send(client, "doubled")
+        assert client.flush()
+        assert len(double.calls) == 1
+    send(client, "after")
+    assert client.flush()
+    assert [event.data["name"] for event in receiver.events] == ["before", "after"]
+    assert [one["status_code"] for one in answers(client)] == [202] * 3
+
+
+def test_an_adapter_of_a_tests_own_is_used(
+    receiver: Receiver, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Doubles such as requests-mock stand in the place of what looks for an adapter."""
+
+    class Double(requests.adapters.BaseAdapter):
+        def send(self, request: Any, **kwargs: Any) -> requests.Response:
+            raise requests.ConnectionError("the test's own")
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr("libhoney.transmission.delivery.RETRY_DELAYS", ())
+    monkeypatch.setattr(requests.Session, "get_adapter", lambda self, url: Double())
+    client = make_client()
+    send(client, "one")
+    assert client.flush() is False
+    assert [one["error"] for one in answers(client)] == ["ConnectionError: the test's own"]
+    assert receiver.events == []
+
+
+@pytest.mark.parametrize("name", direct.PROXIES)
+def test_requests_is_asked_where_there_may_be_a_proxy(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """It knows which hosts are meant."""
+    assert direct.suffices()
+    monkeypatch.setenv(name, "http://proxy.example")
+    assert not direct.suffices()
+
+
+def test_a_connection_that_the_server_closed_is_not_used_again(
+    receiver: Receiver, make_client: MakeClient
+) -> None:
+    """It is looked at first: nothing is sent into it, so nothing has to be sent twice."""
+    receiver.always(Answer(close="after"))
+    client = make_client(max_concurrent_batches=1)
+    for number in range(3):
+        send(client, number)
+        assert client.flush()
+        receiver.wait_for_requests(number + 1)
+    assert connections(receiver) == [1, 2, 3]
+    assert client.xmit.stats["retried"] == 0
+
+
+def test_a_connection_whose_end_is_announced_is_not_kept(
+    receiver: Receiver, make_client: MakeClient
+) -> None:
+    """By `Connection: close`."""
+    receiver.order(Answer(headers={"Connection": "close"}))
+    client = make_client(max_concurrent_batches=1)
+    for number in range(3):
+        send(client, number)
+        assert client.flush()
+    assert connections(receiver) == [1, 2, 2]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="files are not listed here")
+def test_connections_to_many_hosts_are_not_all_kept(make_client: MakeClient) -> None:
+    """Those to the hosts that came first are closed; what is sent to them then arrives too."""
+    hosts = direct._MAX_HOSTS + 5
+    with ExitStack() as stack:
+        receivers = [stack.enter_context(Receiver()) for _ in range(hosts)]
+        client = make_client(max_concurrent_batches=1)
+        for number in range(2 * hosts):
+            event = client.new_event({"name": number})
+            event.api_host = receivers[number % hosts].url
+            event.send()
+            assert client.flush()
+        assert [len(one.events) for one in receivers] == [2] * hosts
+        kept = client.xmit._poster._direct._idle
+        assert len(kept) == direct._MAX_HOSTS
+        assert list(kept)[-1].name == receivers[-1].url.partition("//")[2]
+
+
+@pytest.mark.parametrize("source", ["file", "folder"])
+def test_authorities_are_those_of_the_environment(
+    make_client: MakeClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str
+) -> None:
+    """A file, or a folder in which OpenSSL finds them by their hash."""
+    certificate = make_certificate(tmp_path)
+    trusted = certificate
+    if source == "folder":
+        command = ["openssl", "x509", "-hash", "-noout", "-in", str(certificate)]
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+        trusted = tmp_path / "trusted"
+        trusted.mkdir()
+        os.symlink(certificate, trusted / f"{found.stdout.strip()}.0")
+    monkeypatch.setattr("libhoney.transmission.delivery.RETRY_DELAYS", ())
+    with Receiver(certificate=certificate) as receiver:
+        client = make_client(api_host=receiver.url)
+        send(client, "distrusted")
+        assert client.flush() is False
+        assert "certificate verify failed" in answers(client)[0]["error"]
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(trusted))
+        send(client, "trusted")
+        assert client.flush()
+        assert [event.data["name"] for event in receiver.events] == ["trusted"]
+
+
+def test_a_server_that_is_not_there_is_named(
+    make_client: MakeClient, monkeypatch: pytest.MonkeyPatch, closed_port: int
+) -> None:
+    """With its port: there may be several."""
+    monkeypatch.setattr("libhoney.transmission.delivery.RETRY_DELAYS", ())
+    client = make_client(api_host=f"http://127.0.0.1:{closed_port}")
+    send(client, "one")
+    assert client.flush() is False
+    error = answers(client)[0]["error"]
+    assert error.startswith(f"ConnectionError: 127.0.0.1:{closed_port}: ")
+    assert "refused" in error
