@@ -11,7 +11,7 @@ from beeline.context import Held, activate, get_active
 from beeline.internal import warn_of_exception
 from beeline.masking import exception_text, mask_query
 from beeline.propagation import Request
-from beeline.trace import Span, SpanEvent, Tracer
+from beeline.trace import Span, Tracer
 
 
 class ServerSpan(Held):
@@ -64,9 +64,7 @@ class ServerSpan(Held):
     def finish(self) -> None:
         """Send the request's span, and what is still open inside; once."""
         event = self.root.event
-        if self._end is not None and isinstance(
-            event, SpanEvent
-        ):  # not one that the user put there
+        if self._end is not None and isinstance(event, Span):  # not one that the user put there
             event._started += perf_counter() - self._end
         self._end = None
         with self:
