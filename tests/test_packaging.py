@@ -192,4 +192,4 @@ def test_compiled_dependencies_are_asked_for_only_where_wheels_exist(
         requirement = Requirement(line)
         if requirement.marker is None or requirement.marker.evaluate(environment):
             wanted.add(requirement.name)
-    assert wanted == {"requests", "wrapt"} | expected
+    assert wanted == {"certifi", "requests", "wrapt"} | expected

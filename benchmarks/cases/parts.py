@@ -111,17 +111,12 @@ def event_parts(url):
     packed = ns(lambda: encoding.pack(items), COUNT // MAX_INTAKE) / MAX_INTAKE
     kept = Kept()
 
-    def fill():
-        # The first event's destination is not to be the one of the batch before.
-        first = (*items[0][:3], (*items[0][3],), None)
-        kept._intake.extend((first, *items[1:]))
-
     def take_in():
-        fill()
+        kept._intake.extend(items)
         kept._take_in(items[0])
 
     def fill_alone():
-        fill()
+        kept._intake.extend(items)
         kept._intake.clear()
 
     taken_in = (ns(take_in, COUNT // MAX_INTAKE) - ns(fill_alone, COUNT // MAX_INTAKE)) / MAX_INTAKE
@@ -141,11 +136,11 @@ def batch_parts(url, items):
     """Batches of 1,000 events, each part for one event."""
     transmission = Transmission(max_responses=1)
     there = Destination(url, "k" * 22, "benchmark")
-    text, count = encoding.pack([(*item[:3], items[0][3], item[4]) for item in items])
-    steps = ("JSON joined, compressed", "posted, with `requests`", "answers read, accounts")
+    text, count = encoding.pack(items)
+    steps = ("JSON joined, compressed", "posted", "answers read, accounts")
     best = dict.fromkeys(steps, math.inf)
     for _ in range(BATCHES):
-        batch = Batch(there, 0.0, Packed(there, text, [None] * count))
+        batch = Batch(there, 0.0, Packed(None, text, [None] * count))
         transmission._batcher._under_way.add(batch)
         transmission._batcher.pending += count
         transmission._batcher.pending_bytes += len(text)

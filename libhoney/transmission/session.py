@@ -1,7 +1,7 @@
 """A session of `requests` whose answers come by a deadline, and that tells when a request has left.
 
-`requests` bounds each read of an answer, so that one which trickles has no end. Only the senders'
-threads import this module, for `requests` takes longer to import than all the rest.
+It is for proxies and tests' doubles, which `direct` leaves to it. `requests` bounds each read of an
+answer, so that one which trickles has no end.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`Transmission`: batches posted by threads, with `requests`."""
+"""`Transmission`: batches posted by threads."""
 
 from __future__ import annotations
 
