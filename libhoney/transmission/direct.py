@@ -1,7 +1,7 @@
 """Posts straight to a host, with the standard library, over connections that are kept.
 
 This is for the usual case: no proxy and no test's double. What `requests` does besides, for all
-cases, is three quarters of what a request takes (400 µs with it, 87 without), and to import it takes
+cases, is three quarters of what a request takes (400 µs with it, 87 without), and its import takes
 10 MB and 40 ms. `session` is for the rest.
 """
 
@@ -185,12 +185,15 @@ class Connections:
             connection.timeout = current.timeout
             if connection.sock is not None and connection.sock.gettimeout() != current.timeout:
                 connection.sock.settimeout(current.timeout)
-            connection.request("POST", target, body, headers)
+            try:
+                connection.request("POST", target, body, headers)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # the server may have said why before it closed
             answer = connection.getresponse()
             content = answer.read(MAX_ANSWER_BYTES)
             if answer.length and len(content) < MAX_ANSWER_BYTES:
                 raise ConnectionError("the answer was cut short")
-            if answer.isclosed() and not answer.will_close:
+            if current.is_sent and answer.isclosed() and not answer.will_close:
                 self._keep(host, connection)
                 connection = None
             return answer.status, answer.headers, content

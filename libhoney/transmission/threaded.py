@@ -44,6 +44,11 @@ class Transmission(QueuedTransmission):
         self._took = 0.0
         self._poster = Poster(self._proxies, self._max_concurrent_batches)
 
+    def after_fork(self) -> None:
+        """Start afresh in a forked child; what waited is the parent's to send."""
+        self._poster.after_fork()
+        super().after_fork()
+
     def start(self) -> None:
         """Be ready for events, also after `close`.
 
@@ -299,6 +304,14 @@ class Poster:
         if self._session is None:
             self._session = _import_session().Session(self._proxies, self._connections)
         return self._session
+
+    def after_fork(self) -> None:
+        """Close a child's copies of its parent's connections.
+
+        Not those of `requests`: their pools have locks that another thread may have held.
+        """
+        if self._direct is not None:
+            self._direct.close()
 
     def close(self) -> None:
         """Close the connections that are not in use; those that are will be after it."""

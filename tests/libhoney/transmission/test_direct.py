@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -138,6 +140,62 @@ def test_connections_to_many_hosts_are_not_all_kept(make_client: MakeClient) -> 
         kept = client.xmit._poster._direct._idle
         assert len(kept) == direct._MAX_HOSTS
         assert list(kept)[-1].name == receivers[-1].url.partition("//")[2]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_child_has_no_connection_of_its_parents(
+    receiver: Receiver, run_program: RunProgram
+) -> None:
+    """Its copies are closed, without a warning that they were forgotten."""
+    done = run_program(
+        """
+        import gc, warnings
+        warnings.simplefilter("always")
+        send("parent")
+        assert libhoney.flush(20)
+        (kept,) = libhoney.state.G_CLIENT.xmit._poster._direct._idle.values()
+        pid = os.fork()
+        if not pid:
+            assert kept == []
+            del kept
+            gc.collect()
+            send("child")
+            assert libhoney.flush(20)
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert len(kept) == 1
+        send("parent")
+        assert libhoney.flush(20)
+        """
+    )
+    assert "ResourceWarning" not in done.stderr
+    assert [event.data["name"] for event in receiver.events] == ["parent", "child", "parent"]
+    assert connections(receiver) == [1, 2, 1]
+
+
+def test_an_answer_that_comes_before_the_request_is_read_is_heard(make_client: MakeClient) -> None:
+    """A server that refuses a body it does not want, and closes, says why."""
+    words = b'{"error":"no such luck"}'
+    answer = b"HTTP/1.1 413 Too Large\r\nContent-Length: %d\r\n\r\n%b" % (len(words), words)
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1_000)
+            connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve)
+        server.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        client = make_client(api_host=url, compression=None, send_frequency=60)
+        for number in range(70):
+            send(client, number, text="x" * 60_000)
+        assert client.flush()
+        server.join()
+    assert {(one["status_code"], one["error"]) for one in answers(client)} == {
+        (413, "no such luck")
+    }
 
 
 @pytest.mark.parametrize("source", ["file", "folder"])
