@@ -210,7 +210,12 @@ def tracer(
     """
     if _GBL is None:
         return _NoSpan(name, trace_id, parent_id)
-    return SpanScope(_GBL.tracer_impl, name, trace_id, parent_id)
+    scope = SpanScope()
+    scope._tracer = _GBL.tracer_impl
+    scope._name = name
+    scope._trace_id = trace_id
+    scope._parent_id = parent_id
+    return scope
 
 
 class _NoSpan:

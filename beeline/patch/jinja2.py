@@ -23,7 +23,9 @@ class _Rendering(SpanScope):
     __slots__ = ("_template",)
 
     def __init__(self, tracer: Tracer, template: Any) -> None:
-        super().__init__(tracer, "jinja2_render_template", None, None)
+        self._tracer = tracer
+        self._name = "jinja2_render_template"
+        self._trace_id = self._parent_id = None
         self._template = template
 
     def __enter__(self) -> Span:
