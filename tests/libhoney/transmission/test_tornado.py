@@ -819,7 +819,9 @@ def test_proxies_are_said_to_be_unknown_once(make: Make, caplog: pytest.LogCaptu
 # Processes
 
 PREAMBLE = """
-import asyncio, os, sys, threading
+import asyncio, os, sys, threading, warnings
+# An executor's thread that has ended may still be counted by the system at a fork.
+warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
 from tornado.ioloop import IOLoop
 from libhoney import Client
 from libhoney.transmission import TornadoTransmission
