@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from libhoney import state
 from libhoney.event import Event
-from libhoney.fields import Addressed, FieldHolder, merge_given
+from libhoney.fields import Addressed, FieldHolder, address_of, merge_given
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ class Builder(Addressed):
         """
         client = client if client is not None else state.G_CLIENT
         self.client = client
-        self._to = client._to if client is not None else ("https://api.honeycomb.io", "", "")
+        self._to = (
+            address_of(client) if client is not None else ("https://api.honeycomb.io", "", "")
+        )
         self.sample_rate = client.sample_rate if client is not None else 1
         self._fields = FieldHolder()
         if fields is not None:

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from datetime import datetime, timezone
 
 from libhoney import state
-from libhoney.fields import Addressed, merge, merge_given, warn_of_name
+from libhoney.fields import Addressed, address_of, merge, merge_given, warn_of_name
 from libhoney.internal import warn_once
 
 TYPE_CHECKING = False
@@ -60,7 +60,7 @@ class Event(Addressed):
             client = state.G_CLIENT
         self.client = client
         if client is not None:
-            self._to = client._to
+            self._to = address_of(client)
             self.sample_rate = client.sample_rate
             common = client.fields
             self._data: dict[str, Any] = common._data.copy()

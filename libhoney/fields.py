@@ -22,6 +22,11 @@ class Addressed:
 
     _to: tuple[str, str, str]  # API host, key, dataset
 
+    def _set(self, place: int, value: str) -> None:
+        to = list(getattr(self, "_to", ("", "", "")))  # a subclass may not have called `__init__`
+        to[place] = value
+        self._to = (to[0], to[1], to[2])
+
     @property
     def api_host(self) -> str:
         """The URL of the API."""
@@ -29,7 +34,7 @@ class Addressed:
 
     @api_host.setter
     def api_host(self, value: str) -> None:
-        self._to = (value, *self._to[1:])
+        self._set(0, value)
 
     @property
     def writekey(self) -> str:
@@ -38,7 +43,7 @@ class Addressed:
 
     @writekey.setter
     def writekey(self, value: str) -> None:
-        self._to = (self._to[0], value, self._to[2])
+        self._set(1, value)
 
     @property
     def dataset(self) -> str:
@@ -47,7 +52,14 @@ class Addressed:
 
     @dataset.setter
     def dataset(self, value: str) -> None:
-        self._to = (*self._to[:2], value)
+        self._set(2, value)
+
+
+def address_of(client: Any) -> tuple[str, str, str]:
+    """Return where the events of a client, perhaps a test's own, go."""
+    if isinstance(client, Addressed):
+        return client._to
+    return client.api_host, client.writekey, client.dataset
 
 
 class FieldHolder:

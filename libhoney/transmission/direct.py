@@ -201,7 +201,7 @@ class Connections:
             raise TimeoutError(f"{host.name}: {error}") from error
         # A bad certificate is a ValueError too, as if the URL were at fault.
         except (OSError, HTTPException, ssl.CertificateError) as error:
-            raise ConnectionError(f"{host.name}: {error or type(error).__name__}") from error
+            raise ConnectionError(f"{host.name}: {str(error) or type(error).__name__}") from error
         finally:
             if connection is not None:
                 connection.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from datetime import datetime, timedelta, timezone
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 import libhoney
-from libhoney import Event, FieldHolder
+from libhoney import Builder, Event, FieldHolder
 from tests.libhoney.conftest import KEY, MakeClient
 from tests.libhoney.support import Unprintable, answers
 from tests.receiver import Receiver
@@ -208,3 +209,57 @@ def test_event_attributes_start_as_the_clients(make_client: MakeClient) -> None:
     assert event.client is client
     assert (event.writekey, event.dataset, event.sample_rate) == (KEY, "things", 3)
     assert event.api_host == client.api_host
+
+
+# Where an event goes, which it shares with its client until one of them is changed
+
+
+def test_each_part_is_changed_alone(receiver: Receiver, make_client: MakeClient) -> None:
+    """On an event, a builder or a client; what was made before is left alone."""
+    client = make_client()
+    before, builder = client.new_event({"name": "before"}), client.new_builder()
+    own = client.new_event({"name": "own"})
+    own.dataset, own.writekey = "elsewhere", "another"
+    client.dataset = "later"
+    builder.writekey = "built"
+    built, copied = builder.new_event(), builder.clone().new_event()
+    after = client.new_event({"name": "after"})
+    assert (before.dataset, before.writekey, before.api_host) == ("things", KEY, receiver.url)
+    assert (own.dataset, own.writekey, own.api_host) == ("elsewhere", "another", receiver.url)
+    assert (built.dataset, built.writekey, copied.writekey) == ("things", "built", "built")
+    assert (after.dataset, after.writekey) == ("later", KEY)
+    for event in (before, own, after):
+        event.send()
+    assert client.flush()
+    arrived = {event.data["name"]: (event.dataset, event.team) for event in receiver.events}
+    assert arrived == {
+        "before": ("things", KEY),
+        "own": ("elsewhere", "another"),
+        "after": ("later", KEY),
+    }
+
+
+def test_copies_and_subclasses_have_their_own(make_client: MakeClient) -> None:
+    """Also a subclass that sets it all by itself."""
+
+    class Bare(Event):
+        def __init__(self) -> None:
+            self.dataset, self.writekey, self.api_host = "d", "k", "http://h"
+
+    event = make_client().new_event()
+    twin = copy.copy(event)
+    twin.dataset = "twin's"
+    assert (event.dataset, twin.dataset) == ("things", "twin's")
+    assert (Bare().dataset, Bare().writekey, Bare().api_host) == ("d", "k", "http://h")
+
+
+def test_a_stand_in_for_a_client_will_do() -> None:
+    """Tests have clients of their own."""
+
+    class Client:
+        writekey, dataset, api_host, sample_rate = "k", "d", "http://h", 1
+        fields = FieldHolder()
+
+    client: Any = Client()
+    for event in (Event(client=client), Builder(client=client).new_event()):
+        assert (event.dataset, event.writekey, event.api_host) == ("d", "k", "http://h")
