@@ -330,6 +330,17 @@ class SpanScope:
         return beeline.traced(self._name, self._trace_id, self._parent_id)(fn)
 
 
+def _bare_event(client: Client) -> Event:
+    event = _new(Event)
+    event._created = time()
+    event._data = {}
+    event.metadata = None
+    event.client = client
+    event._to = client._to
+    event.sample_rate = client.sample_rate
+    return event
+
+
 def record_exception(span: Span, error: BaseException) -> None:
     """Put an exception's type, text and traceback on a span; a generator's end is none."""
     if issubclass(type(error), GeneratorExit):
@@ -677,9 +688,7 @@ class Tracer:
             if leaf is not None:
                 leaf = Span(trace.id, leaf.parent_id, leaf.id, leaf.event, False, trace)
             else:
-                event = Event(client=self._client)
-                event._data = {}
-                leaf = Span(trace.id, None, "", event, False, trace)
+                leaf = Span(trace.id, None, "", _bare_event(self._client), False, trace)
             leaf.finished = True
         activate(leaf)
 

@@ -109,7 +109,8 @@ class Batch:
         """Return the JSON array of all events, or of those at some indexes, compressed.
 
         A batch has one compression. Without `keep`, only the owner may call this: all of it is
-        held compressed from here on.
+        held compressed from here on. What another gets while the owner does that is good for
+        nothing; `Batcher.press` does not take it.
         """
         if indexes is not None:
             array = self._whole(compression)
@@ -127,10 +128,11 @@ class Batch:
         return pressed
 
     def _whole(self, compression: Compression) -> bytearray:
-        if self._pressed is not None:
-            return bytearray(compression.decompress(self._pressed))
-        if self._array is not None:
-            return self._array
+        pressed, array = self._pressed, self._array  # the owner may go on meanwhile
+        if pressed is not None:
+            return bytearray(compression.decompress(pressed))
+        if array is not None:
+            return array
         array = bytearray().join([b"[", *[some.text for some in self.packed]])
         array[-len(SEPARATOR) :] = b"]"
         return array
@@ -210,7 +212,8 @@ class Batcher:
             del intake[:count]
         self.pending += count
         self.pending_bytes += size
-        self._mark = packed.mark = None  # which may hold some times the memory that it needs
+        self._mark = None  # which may hold some times the memory that it needs
+        packed.mark = None
         if not news:
             batch.count += count
             batch.size += size

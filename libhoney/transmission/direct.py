@@ -7,6 +7,7 @@ cases, is three quarters of what a request takes (400 µs with it, 87 without), 
 
 from __future__ import annotations
 
+import http.client
 import io
 import os
 import select
@@ -41,8 +42,14 @@ def suffices() -> bool:
         return False
     adapters: Any = sys.modules.get("requests.adapters")
     sessions: Any = sys.modules.get("requests.sessions")
-    # Tests put doubles in the place of what sends, or of what looks for an adapter.
-    return _is_own(adapters, "HTTPAdapter", "send") and _is_own(sessions, "Session", "get_adapter")
+    # Tests put doubles in the place of what sends, of what looks for an adapter, or of all
+    # connections.
+    return (
+        _is_own(adapters, "HTTPAdapter", "send")
+        and _is_own(sessions, "Session", "get_adapter")
+        and http.client.HTTPConnection is HTTPConnection
+        and http.client.HTTPSConnection is HTTPSConnection
+    )
 
 
 def _is_own(module: Any, kind: str, method: str) -> bool:
@@ -164,7 +171,7 @@ class Connections:
         """Keep at most `most` idle connections to each host."""
         self._most = most
         self._idle: dict[_Host, list[Any]] = {}
-        self._contexts: dict[str, ssl.SSLContext] = {}
+        self._usual_context: ssl.SSLContext | None = None
         self._is_closed = False
 
     def post(
@@ -183,7 +190,9 @@ class Connections:
             if connection is None:
                 connection = self._new(host)
             connection.timeout = current.timeout
-            if connection.sock is not None and connection.sock.gettimeout() != current.timeout:
+            if connection.sock is None:
+                connection.connect()
+            elif connection.sock.gettimeout() != current.timeout:
                 connection.sock.settimeout(current.timeout)
             try:
                 connection.request("POST", target, body, headers)
@@ -193,11 +202,12 @@ class Connections:
             content = answer.read(MAX_ANSWER_BYTES)
             if answer.length and len(content) < MAX_ANSWER_BYTES:
                 raise ConnectionError("the answer was cut short")
-            if current.is_sent and answer.isclosed() and not answer.will_close:
+            is_over = answer.status >= 200 and answer.isclosed() and not answer.will_close
+            if current.is_sent and is_over:
                 self._keep(host, connection)
                 connection = None
             return answer.status, answer.headers, content
-        except TimeoutError as error:
+        except (TimeoutError, socket.timeout) as error:  # two of them before Python 3.10
             raise TimeoutError(f"{host.name}: {error}") from error
         # A bad certificate is a ValueError too, as if the URL were at fault.
         except (OSError, HTTPException, ssl.CertificateError) as error:
@@ -215,10 +225,11 @@ class Connections:
     def _new(self, host: _Host) -> Any:
         if host.scheme != "https":
             return _Plain(host.name)
-        context = self._contexts.get(host.authorities)
-        if context is None:
-            context = self._contexts[host.authorities] = _context(host.authorities)
-        return _Tls(host.name, context=context)
+        if host.authorities:  # read each time, for they may be replaced while the program runs
+            return _Tls(host.name, context=_context(host.authorities))
+        if self._usual_context is None:
+            self._usual_context = _context("")
+        return _Tls(host.name, context=self._usual_context)
 
     # Without a lock, which a signal handler that flushes might find taken by its own thread: each
     # line leaves lists and dict in order.
@@ -230,7 +241,7 @@ class Connections:
                 connection = kept.pop()
             except IndexError:  # another was quicker
                 break
-            if not _has_news(connection.sock):
+            if connection.sock is not None and not _has_news(connection.sock):
                 return connection
             connection.close()
         return None

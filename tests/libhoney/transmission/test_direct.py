@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import select
 import socket
@@ -18,7 +19,7 @@ import responses as responses_library
 from libhoney.transmission import direct
 from tests.libhoney.conftest import MakeClient, RunProgram
 from tests.libhoney.support import answers, send
-from tests.receiver import Answer, Receiver, make_certificate
+from tests.receiver import Answer, Receiver, _close_by_reset, make_certificate
 
 pytestmark = pytest.mark.skipif(
     not direct.ARE_PROXIES_ALL, reason="this system has proxy settings of its own"
@@ -97,6 +98,39 @@ def test_requests_is_asked_where_there_may_be_a_proxy(
     assert direct.suffices()
     monkeypatch.setenv(name, "http://proxy.example")
     assert not direct.suffices()
+
+
+@pytest.mark.parametrize("name", ["HTTPConnection", "HTTPSConnection"])
+def test_requests_is_asked_where_a_double_makes_all_connections(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """As VCR's does."""
+    monkeypatch.setattr(http.client, name, type(name, (), {}))
+    assert not direct.suffices()
+
+
+@pytest.mark.usefixtures("quick_retries")
+def test_a_connection_that_is_reset_while_it_is_made_is_tried_again(
+    make_client: MakeClient, tmp_path: Path
+) -> None:
+    """In the middle of a TLS handshake; the error says so, and no other."""
+
+    def serve() -> None:
+        for _ in range(2):
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1)
+                _close_by_reset(connection)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve)
+        server.start()
+        client = make_client(api_host=f"https://127.0.0.1:{listener.getsockname()[1]}")
+        send(client, "one")
+        server.join()
+    assert client.flush() is False
+    assert client.xmit.stats["retried"] > 1
+    assert answers(client)[0]["error"].startswith("ConnectionError: 127.0.0.1:")
 
 
 def test_a_connection_that_the_server_closed_is_not_used_again(
