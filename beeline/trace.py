@@ -224,8 +224,10 @@ class Span(Event):
 
     @event.setter
     def event(self, event: Event) -> None:
-        self._event = event
+        self._event = event if event is not self else None
         self._data = event._data
+
+    __str__ = object.__str__  # not the fields of an event
 
     @property
     def start_time(self) -> datetime:
@@ -330,13 +332,15 @@ class SpanScope:
         return beeline.traced(self._name, self._trace_id, self._parent_id)(fn)
 
 
-def _bare_event(client: Client) -> Event:
+def _bare_event(client: Client, dataset: str | None) -> Event:
     event = _new(Event)
     event._created = time()
     event._data = {}
     event.metadata = None
     event.client = client
     event._to = client._to
+    if dataset:
+        event.dataset = dataset
     event.sample_rate = client.sample_rate
     return event
 
@@ -688,7 +692,9 @@ class Tracer:
             if leaf is not None:
                 leaf = Span(trace.id, leaf.parent_id, leaf.id, leaf.event, False, trace)
             else:
-                leaf = Span(trace.id, None, "", _bare_event(self._client), False, trace)
+                leaf = Span(
+                    trace.id, None, "", _bare_event(self._client, trace.dataset), False, trace
+                )
             leaf.finished = True
         activate(leaf)
 

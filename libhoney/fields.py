@@ -11,6 +11,15 @@ if TYPE_CHECKING:
     from typing import Any, Callable
 
 
+class _Missing(str):
+    """A part of an address that was deleted, as tests' patches do before they put it back."""
+
+    __slots__ = ()
+
+
+_MISSING = _Missing()
+
+
 class Addressed:
     """What has a destination of its own: a client, a builder, an event.
 
@@ -22,37 +31,71 @@ class Addressed:
 
     _to: tuple[str, str, str]  # API host, key, dataset
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Ask a subclass that has parts of its own, such as a property, for each of them."""
+        super().__init_subclass__(**kwargs)
+        if not {"api_host", "writekey", "dataset"}.isdisjoint(cls.__dict__):
+
+            def get(self: Any) -> tuple[str, str, str]:
+                return self.api_host, self.writekey, self.dataset
+
+            cls._to = property(get, _slot.__set__)  # type: ignore[misc]
+
+    def _part(self, place: int) -> str:
+        part: str = _slot.__get__(self)[place]
+        if part is _MISSING:
+            raise AttributeError(("api_host", "writekey", "dataset")[place])
+        return part
+
     def _set(self, place: int, value: str) -> None:
-        to = list(getattr(self, "_to", ("", "", "")))  # a subclass may not have called `__init__`
+        try:
+            to = list(_slot.__get__(self))
+        except AttributeError:  # a subclass that has not called `__init__`
+            to = ["", "", ""]
         to[place] = value
-        self._to = (to[0], to[1], to[2])
+        _slot.__set__(self, tuple(to))
 
     @property
     def api_host(self) -> str:
         """The URL of the API."""
-        return self._to[0]
+        return self._part(0)
 
     @api_host.setter
     def api_host(self, value: str) -> None:
         self._set(0, value)
 
+    @api_host.deleter
+    def api_host(self) -> None:
+        self._set(0, _MISSING)
+
     @property
     def writekey(self) -> str:
         """The key of the environment, or of the team where it is a Classic one."""
-        return self._to[1]
+        return self._part(1)
 
     @writekey.setter
     def writekey(self, value: str) -> None:
         self._set(1, value)
 
+    @writekey.deleter
+    def writekey(self) -> None:
+        self._set(1, _MISSING)
+
     @property
     def dataset(self) -> str:
         """The name of the dataset."""
-        return self._to[2]
+        return self._part(2)
 
     @dataset.setter
     def dataset(self, value: str) -> None:
         self._set(2, value)
+
+    @dataset.deleter
+    def dataset(self) -> None:
+        self._set(2, _MISSING)
+
+
+_slot: Any = Addressed.__dict__["_to"]
 
 
 def address_of(client: Any) -> tuple[str, str, str]:
@@ -81,7 +124,7 @@ class FieldHolder:
             return NotImplemented
         return self._data == other._data and self._dyn_fields == other._dyn_fields
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[misc]
 
     def __str__(self) -> str:
         """Return the fixed fields as JSON."""

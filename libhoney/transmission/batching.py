@@ -64,15 +64,16 @@ class Batch:
     """Encoded events for one destination, held once: as texts, as one array, or compressed."""
 
     __slots__ = (
-        *("_array", "_pressed", "count", "destination", "is_ready", "is_settled", "opened"),
-        *("packed", "size"),
+        *("_array", "_length", "_pressed", "count", "destination", "is_offered", "is_ready"),
+        *("is_settled", "opened", "packed", "size"),
     )
 
     def __init__(self, destination: Destination, opened: float, first: Packed) -> None:
         self.destination = destination
         self.opened = opened
-        self.is_ready = self.is_settled = False
+        self.is_offered = self.is_ready = self.is_settled = False
         self.packed = [first]
+        self._length: int | None = None  # of its texts, once they are dropped
         self._array: bytearray | None = None
         self._pressed: bytes | None = None
         self.recount()
@@ -80,8 +81,8 @@ class Batch:
     def recount(self) -> None:
         """Count what there is, which an interrupted `Batcher.take_in` may not have done."""
         self.count = sum(len(some.metadata) for some in self.packed)  # events
-        if self._array is None and self._pressed is None:
-            self.size = sum(len(some.text) for some in self.packed)  # bytes of the JSON array
+        length = self._length  # bytes of the JSON array
+        self.size = sum(len(some.text) for some in self.packed) if length is None else length
 
     @property
     def metadata(self) -> list[Any]:
@@ -100,6 +101,8 @@ class Batch:
         self._drop_texts()
 
     def _drop_texts(self) -> None:
+        if self._length is None:
+            self._length = sum(len(some.text) for some in self.packed)
         for some in self.packed:
             some.text = b""
 
@@ -128,14 +131,13 @@ class Batch:
         return pressed
 
     def _whole(self, compression: Compression) -> bytearray:
-        pressed, array = self._pressed, self._array  # the owner may go on meanwhile
-        if pressed is not None:
-            return bytearray(compression.decompress(pressed))
+        joined = bytearray().join([b"[", *[some.text for some in self.packed]])
+        joined[-len(SEPARATOR) :] = b"]"
+        # Another may have dropped the texts meanwhile, who set one of these first, in this order.
+        array, pressed = self._array, self._pressed
         if array is not None:
             return array
-        array = bytearray().join([b"[", *[some.text for some in self.packed]])
-        array[-len(SEPARATOR) :] = b"]"
-        return array
+        return bytearray(compression.decompress(pressed)) if pressed is not None else joined
 
 
 class Batcher:
@@ -270,11 +272,14 @@ class Batcher:
         if len(self._ready) < 2:
             return None
         batch = self._ready[-1]
-        return batch if batch.size >= _WORTH_PRESSING and not batch.is_pressed else None
+        if batch.size < _WORTH_PRESSING or batch.is_pressed or batch.is_offered:
+            return None
+        batch.is_offered = True  # to one, and once
+        return batch
 
     def press(self, batch: Batch, pressed: bytes) -> None:
-        """Have a batch held compressed, unless it was taken meanwhile."""
-        if not batch.is_settled and batch not in self._under_way:
+        """Have a batch held compressed, unless it was taken or is so already."""
+        if not (batch.is_pressed or batch.is_settled or batch in self._under_way):
             batch.press(pressed)
 
     def take(self) -> Batch | None:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping
 from contextvars import ContextVar
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from types import FunctionType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -28,6 +29,10 @@ from libhoney.transmission.delivery import MAX_ANSWER_BYTES
 _ANSWER_BYTES = 32_768
 # Hosts whose idle connections are kept.
 _MAX_HOSTS = 10
+# Seconds after an answer in which no server ends a connection for its being idle, and seconds for
+# which none is kept to one that did.
+_SOON = 1.0
+_WARY = 10.0
 # Where one of these is set, `requests` may have a proxy to go through; and on these systems, others
 # may say so.
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
@@ -36,16 +41,23 @@ ARE_PROXIES_ALL = sys.platform not in ("darwin", "win32")
 AUTHORITIES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
-def suffices() -> bool:
-    """Tell whether `requests` would do just the same here: there is no proxy and no double."""
+def suffices(url: str) -> bool:
+    """Tell whether `requests` is not needed: there is no proxy and no double.
+
+    Nor is the name one that a certificate does not have as it is, with a dot at its end.
+    """
     if not ARE_PROXIES_ALL or any(map(os.environ.get, PROXIES)):
+        return False
+    if (urlsplit(url).hostname or "").endswith("."):
         return False
     adapters: Any = sys.modules.get("requests.adapters")
     sessions: Any = sys.modules.get("requests.sessions")
+    pools: Any = sys.modules.get("urllib3.connectionpool")
     # Tests put doubles in the place of what sends, of what looks for an adapter, or of all
     # connections.
     return (
         _is_own(adapters, "HTTPAdapter", "send")
+        and _is_own(pools, "HTTPConnectionPool", "urlopen")
         and _is_own(sessions, "Session", "get_adapter")
         and http.client.HTTPConnection is HTTPConnection
         and http.client.HTTPSConnection is HTTPSConnection
@@ -54,7 +66,8 @@ def suffices() -> bool:
 
 def _is_own(module: Any, kind: str, method: str) -> bool:
     found: Any = getattr(getattr(module, kind, None), method, None)
-    return found is None or getattr(found, "__globals__", None) is vars(module)
+    # A wrapper of another type may show the attributes of what it wraps.
+    return found is None or (type(found) is FunctionType and found.__globals__ is vars(module))
 
 
 class Exchange:
@@ -170,7 +183,10 @@ class Connections:
     def __init__(self, most: int) -> None:
         """Keep at most `most` idle connections to each host."""
         self._most = most
-        self._idle: dict[_Host, list[Any]] = {}
+        self._idle: dict[_Host, list[tuple[float, Any]]] = {}
+        # Hosts that closed a connection just after an answer, and until when none of theirs is
+        # kept: the next such end might come when a request was sent into it.
+        self._wary: dict[_Host, float] = {}
         self._usual_context: ssl.SSLContext | None = None
         self._is_closed = False
 
@@ -186,6 +202,7 @@ class Connections:
         scheme, netloc, target, _, _ = urlsplit(url)
         host = _Host(scheme, netloc, next(filter(None, map(os.environ.get, AUTHORITIES)), ""))
         connection = self._take(host)
+        is_kept = connection is not None
         try:
             if connection is None:
                 connection = self._new(host)
@@ -204,13 +221,15 @@ class Connections:
                 raise ConnectionError("the answer was cut short")
             is_over = answer.status >= 200 and answer.isclosed() and not answer.will_close
             if current.is_sent and is_over:
-                self._keep(host, connection)
-                connection = None
+                kept, connection = connection, None
+                self._keep(host, kept)
             return answer.status, answer.headers, content
         except (TimeoutError, socket.timeout) as error:  # two of them before Python 3.10
             raise TimeoutError(f"{host.name}: {error}") from error
         # A bad certificate is a ValueError too, as if the URL were at fault.
         except (OSError, HTTPException, ssl.CertificateError) as error:
+            if is_kept:
+                self._be_wary(host)
             raise ConnectionError(f"{host.name}: {str(error) or type(error).__name__}") from error
         finally:
             if connection is not None:
@@ -238,22 +257,31 @@ class Connections:
         kept = self._idle.get(host)
         while kept:
             try:
-                connection = kept.pop()
+                since, connection = kept.pop()
             except IndexError:  # another was quicker
                 break
             if connection.sock is not None and not _has_news(connection.sock):
                 return connection
             connection.close()
+            if time.monotonic() - since < _SOON:
+                self._be_wary(host)
         return None
 
+    def _be_wary(self, host: _Host) -> None:
+        if len(self._wary) > _MAX_HOSTS:
+            self._wary.clear()
+        self._wary[host] = time.monotonic() + _WARY
+        _close_all(self._idle.get(host, []))
+
     def _keep(self, host: _Host, connection: Any) -> None:
+        now = time.monotonic()
         kept = self._idle.setdefault(host, [])
-        if len(kept) < self._most:
-            kept.append(connection)
+        if len(kept) < self._most and self._wary.get(host, 0.0) < now:
+            kept.append((now, connection))
         else:
             connection.close()
         if len(self._idle) > _MAX_HOSTS:
-            _close_all(self._idle.pop(next(iter(self._idle)), []))
+            _close_all(self._idle.pop(next(iter(self._idle.copy())), []))
         if self._is_closed or self._idle.get(host) is not kept:  # meanwhile
             _close_all(kept)
 
@@ -271,13 +299,14 @@ def _context(authorities: str) -> ssl.SSLContext:
         cafile=None if is_folder else authorities, capath=authorities if is_folder else None
     )
     context.set_alpn_protocols(["http/1.1"])
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # as always since Python 3.10
     return context
 
 
-def _close_all(kept: list[Any]) -> None:
+def _close_all(kept: list[tuple[float, Any]]) -> None:
     while kept:
         try:
-            kept.pop().close()
+            kept.pop()[1].close()
         except IndexError:
             return
 

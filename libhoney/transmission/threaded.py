@@ -288,7 +288,7 @@ class Poster:
         direct = _import_direct()
         timeout = min(HTTP_TIMEOUT, max(0.001, deadline - time.monotonic()))
         exchange = direct.Exchange(timeout, deadline)
-        client = self._client(direct)
+        client = self._client(direct, delivery.url)
         try:
             answer: tuple[int, Any, bytes] = client.post(delivery.url, headers, body, exchange)
             return answer
@@ -296,8 +296,8 @@ class Poster:
             if exchange.is_sent:
                 delivery.was_sent()
 
-    def _client(self, direct: Any) -> Any:
-        if not self._proxies and direct.suffices():
+    def _client(self, direct: Any, url: str) -> Any:
+        if not self._proxies and direct.suffices(url):
             if self._direct is None:
                 self._direct = direct.Connections(self._connections)
             return self._direct

@@ -7,6 +7,7 @@ import json
 import random
 from datetime import datetime, timedelta, timezone
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -263,3 +264,29 @@ def test_a_stand_in_for_a_client_will_do() -> None:
     client: Any = Client()
     for event in (Event(client=client), Builder(client=client).new_event()):
         assert (event.dataset, event.writekey, event.api_host) == ("d", "k", "http://h")
+
+
+def test_a_subclass_may_say_where_its_events_go(
+    receiver: Receiver, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a property, as for a key a tenant; and a test may patch any part, and undo it."""
+
+    class Mine(Event):
+        @property
+        def writekey(self) -> str:  # type: ignore[override]
+            return "tenant"
+
+    client = make_client()
+    event = Mine({"name": "mine"}, client=client)
+    event.dataset = "own"
+    event.send()
+    with mock.patch.object(client, "dataset", "patched"):
+        client.send_now({"name": "patched"})
+    client.send_now({"name": "after"})
+    assert client.flush()
+    arrived = {event.data["name"]: (event.dataset, event.team) for event in receiver.events}
+    assert arrived == {
+        "mine": ("own", "tenant"),
+        "patched": ("patched", KEY),
+        "after": ("things", KEY),
+    }

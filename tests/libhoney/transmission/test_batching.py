@@ -108,7 +108,9 @@ def test_last_of_two_that_wait_is_worth_compressing() -> None:
     assert batch.destination == THERE
     body = batch.body()
     before = batch.count, batch.size, some.pending_bytes
+    assert some.next_to_press() is None  # it is for one alone
     some.press(batch, body)
+    some.press(batch, b"]")
     assert some.next_to_press() is None
     some.mend()
     assert (batch.count, batch.size, some.pending_bytes) == before

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import requests
 import responses as responses_library
+import wrapt
 
 from libhoney.transmission import direct
 from tests.libhoney.conftest import MakeClient, RunProgram
@@ -95,9 +96,23 @@ def test_requests_is_asked_where_there_may_be_a_proxy(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """It knows which hosts are meant."""
-    assert direct.suffices()
+    assert direct.suffices("http://host/1")
     monkeypatch.setenv(name, "http://proxy.example")
-    assert not direct.suffices()
+    assert not direct.suffices("http://host/1")
+
+
+def test_requests_is_asked_for_a_name_with_a_dot_at_its_end() -> None:
+    """No certificate has it so."""
+    assert direct.suffices("https://host.example/1/batch/x")
+    assert not direct.suffices("https://host.example.:443/1/batch/x")
+
+
+def test_wrapped_methods_of_requests_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the wrapper looks like what it wraps."""
+    own = requests.adapters.HTTPAdapter.send
+    wrapped = wrapt.FunctionWrapper(own, lambda wrapped, instance, args, kwargs: None)
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", wrapped)
+    assert not direct.suffices("http://host/1")
 
 
 @pytest.mark.parametrize("name", ["HTTPConnection", "HTTPSConnection"])
@@ -106,7 +121,7 @@ def test_requests_is_asked_where_a_double_makes_all_connections(
 ) -> None:
     """As VCR's does."""
     monkeypatch.setattr(http.client, name, type(name, (), {}))
-    assert not direct.suffices()
+    assert not direct.suffices("http://host/1")
 
 
 @pytest.mark.usefixtures("quick_retries")
@@ -136,15 +151,18 @@ def test_a_connection_that_is_reset_while_it_is_made_is_tried_again(
 def test_a_connection_that_the_server_closed_is_not_used_again(
     receiver: Receiver, make_client: MakeClient
 ) -> None:
-    """It is looked at first: nothing is sent into it, so nothing has to be sent twice."""
+    """It is looked at first, so nothing has to be sent twice; and for a while, none is kept."""
     receiver.always(Answer(close="after"))
     client = make_client(max_concurrent_batches=1)
-    for number in range(3):
+    send(client, 0)
+    assert client.flush()
+    (kept,) = client.xmit._poster._direct._idle.values()
+    select.select([kept[0][1].sock], [], [], 10)  # until its end is here
+    for number in range(1, 4):
         send(client, number)
         assert client.flush()
-        (kept,) = client.xmit._poster._direct._idle.values()
-        select.select([kept[0].sock], [], [], 10)  # until its end is here
-    assert connections(receiver) == [1, 2, 3]
+        assert kept == []
+    assert connections(receiver) == [1, 2, 3, 4]
     assert client.xmit.stats["retried"] == 0
 
 
