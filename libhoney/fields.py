@@ -39,7 +39,8 @@ class Addressed:
             def get(self: Any) -> tuple[str, str, str]:
                 return self.api_host, self.writekey, self.dataset
 
-            cls._to = property(get, _slot.__set__)  # type: ignore[misc]
+            own: Any = property(get, _slot.__set__)
+            cls._to = own  # type: ignore[misc]
 
     def _part(self, place: int) -> str:
         part: str = _slot.__get__(self)[place]
@@ -124,7 +125,7 @@ class FieldHolder:
             return NotImplemented
         return self._data == other._data and self._dyn_fields == other._dyn_fields
 
-    __hash__ = None  # type: ignore[misc]
+    __hash__ = None  # type: ignore[assignment]
 
     def __str__(self) -> str:
         """Return the fixed fields as JSON."""
