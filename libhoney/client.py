@@ -163,7 +163,10 @@ class Client(Addressed):
 
         An event without fields, key, dataset or API host is not sent; its response says so.
         """
-        to = event._to
+        try:
+            to = event._to
+        except AttributeError:  # an event of the user's own kind
+            to = event.api_host, event.writekey, event.dataset
         if event._data and to[0] and to[1] and to[2]:
             try:
                 self.xmit.send(event)
