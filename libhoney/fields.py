@@ -20,6 +20,26 @@ class _Missing(str):
 _MISSING = _Missing()
 
 
+def _part(place: int, name: str, doc: str) -> Any:
+    """Return a property that is one part of an address."""
+
+    def get(self: Any) -> str:
+        part: str = _slot.__get__(self)[place]
+        if part is _MISSING:
+            raise AttributeError(name)
+        return part
+
+    def put(self: Any, value: str) -> None:
+        try:
+            to = list(_slot.__get__(self))
+        except AttributeError:  # a subclass that has not called `__init__`
+            to = ["", "", ""]
+        to[place] = value
+        _slot.__set__(self, tuple(to))
+
+    return property(get, put, lambda self: put(self, _MISSING), doc)
+
+
 class Addressed:
     """What has a destination of its own: a client, a builder, an event.
 
@@ -42,58 +62,11 @@ class Addressed:
             own: Any = property(get, _slot.__set__)
             cls._to = own  # type: ignore[misc]
 
-    def _part(self, place: int) -> str:
-        part: str = _slot.__get__(self)[place]
-        if part is _MISSING:
-            raise AttributeError(("api_host", "writekey", "dataset")[place])
-        return part
-
-    def _set(self, place: int, value: str) -> None:
-        try:
-            to = list(_slot.__get__(self))
-        except AttributeError:  # a subclass that has not called `__init__`
-            to = ["", "", ""]
-        to[place] = value
-        _slot.__set__(self, tuple(to))
-
-    @property
-    def api_host(self) -> str:
-        """The URL of the API."""
-        return self._part(0)
-
-    @api_host.setter
-    def api_host(self, value: str) -> None:
-        self._set(0, value)
-
-    @api_host.deleter
-    def api_host(self) -> None:
-        self._set(0, _MISSING)
-
-    @property
-    def writekey(self) -> str:
-        """The key of the environment, or of the team where it is a Classic one."""
-        return self._part(1)
-
-    @writekey.setter
-    def writekey(self, value: str) -> None:
-        self._set(1, value)
-
-    @writekey.deleter
-    def writekey(self) -> None:
-        self._set(1, _MISSING)
-
-    @property
-    def dataset(self) -> str:
-        """The name of the dataset."""
-        return self._part(2)
-
-    @dataset.setter
-    def dataset(self, value: str) -> None:
-        self._set(2, value)
-
-    @dataset.deleter
-    def dataset(self) -> None:
-        self._set(2, _MISSING)
+    api_host: str = _part(0, "api_host", "The URL of the API.")
+    writekey: str = _part(
+        1, "writekey", "The key of the environment, or of the team where it is a Classic one."
+    )
+    dataset: str = _part(2, "dataset", "The name of the dataset.")
 
 
 _slot: Any = Addressed.__dict__["_to"]

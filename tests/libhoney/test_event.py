@@ -267,7 +267,7 @@ def test_a_stand_in_for_a_client_will_do() -> None:
 
 
 def test_a_subclass_may_say_where_its_events_go(
-    receiver: Receiver, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+    receiver: Receiver, make_client: MakeClient
 ) -> None:
     """By a property, as for a key a tenant; and a test may patch any part, and undo it."""
 
