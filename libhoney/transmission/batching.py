@@ -8,7 +8,9 @@ puts the rest in order.
 from __future__ import annotations
 
 import collections
+import operator
 import sys
+from itertools import groupby
 from typing import Any, Callable, NamedTuple
 
 from libhoney.internal import mask
@@ -16,6 +18,7 @@ from libhoney.transmission.encoding import (
     PLAIN,
     SEPARATOR,
     Compression,
+    Deflated,
     EncodingError,
     Item,
     pack,
@@ -23,7 +26,7 @@ from libhoney.transmission.encoding import (
 
 # The receiver's limits for one request, before compression.
 MAX_BATCH_BYTES = 5_000_000
-MAX_BATCH_EVENTS = 1_000
+MAX_BATCH_EVENTS = 2_000
 # What may wait in memory: encoded events, those under way included.
 MAX_PENDING_BYTES = 32 * 1024 * 1024
 # Events that may wait for a place in a batch, and bytes of the fields of one that may.
@@ -32,7 +35,9 @@ MAX_INTAKE = 32
 MAX_SHORT = 2_048
 # Batches that may be open for any event to wait: each is looked at.
 _FEW = 8
-# Bytes that are worth being compressed before their turn.
+# Bytes of an open batch that are compressed as one, before the others come: of half of them, the
+# result would be 4 % larger. And of one that has to wait for others, at least.
+_GROUP = 196_608
 _WORTH_PRESSING = 65_536
 
 
@@ -51,93 +56,111 @@ class Destination(NamedTuple):
 class Packed:
     """Some events of a batch."""
 
-    __slots__ = ("mark", "metadata", "text")
+    __slots__ = ("group", "mark", "metadata", "size", "text")
 
     def __init__(self, mark: object, text: bytes, metadata: list[Any]) -> None:
         # While they are moved: the first event's fields, encoded, an object that no other has.
         self.mark = mark
         self.text = text  # as `pack` returns it
+        self.size = len(text)
         self.metadata = metadata
+        self.group: Group | None = None
+
+
+class Group:
+    """What follows one another in a batch and is compressed as one, before its turn.
+
+    Who asks for one has it compressed, with or without the owner's lock.
+    """
+
+    __slots__ = ("_before", "_members", "pressed")
+
+    def __init__(self, members: list[Packed], before: bytes) -> None:
+        self._members = members
+        self._before = before
+        self.pressed: Deflated | None = None
+
+    def press(self, press: Callable[[bytes], Deflated]) -> None:
+        """Have it compressed, and held so."""
+        self.pressed = press(_part(self._before, [some.text for some in self._members]))
+        for some in self._members:
+            some.text = b""
 
 
 class Batch:
-    """Encoded events for one destination, held once: as texts, as one array, or compressed."""
+    """Encoded events for one destination: at first some, then, once it was made, their body."""
 
     __slots__ = (
-        *("_array", "_length", "_pressed", "count", "destination", "is_offered", "is_ready"),
-        *("is_settled", "opened", "packed", "size"),
+        *("_body", "count", "destination", "is_ready", "is_settled", "loose", "opened"),
+        *("packed", "size"),
     )
 
     def __init__(self, destination: Destination, opened: float, first: Packed) -> None:
         self.destination = destination
         self.opened = opened
-        self.is_offered = self.is_ready = self.is_settled = False
+        self.is_ready = self.is_settled = False
         self.packed = [first]
-        self._length: int | None = None  # of its texts, once they are dropped
-        self._array: bytearray | None = None
-        self._pressed: bytes | None = None
+        self._body: bytes | None = None
         self.recount()
 
     def recount(self) -> None:
         """Count what there is, which an interrupted `Batcher.take_in` may not have done."""
         self.count = sum(len(some.metadata) for some in self.packed)  # events
-        length = self._length  # bytes of the JSON array
-        self.size = sum(len(some.text) for some in self.packed) if length is None else length
+        self.size = sum(some.size for some in self.packed)  # bytes of the JSON array
+        self.loose = sum(some.size for some in self.packed if some.group is None)
 
     @property
     def metadata(self) -> list[Any]:
         """The metadata of each event."""
         return [one for some in self.packed for one in some.metadata]
 
-    @property
-    def is_pressed(self) -> bool:
-        """Tell whether it is held compressed."""
-        return self._pressed is not None
+    def group(self) -> Group:
+        """Return what is in no group yet as one."""
+        members = [some for some in self.packed if some.group is None]
+        group = Group(members, SEPARATOR if members[0] is not self.packed[0] else b"[")
+        for some in members:
+            some.group = group
+        self.loose = 0
+        return group
 
-    def press(self, pressed: bytes) -> None:
-        """Hold it compressed from here on; `pressed` is all of it."""
-        self._pressed = pressed
-        self._array = None
-        self._drop_texts()
+    def body(self, compression: Compression = PLAIN) -> bytes:
+        """Return the JSON array of all events, compressed; it is held so from here on.
 
-    def _drop_texts(self) -> None:
-        if self._length is None:
-            self._length = sum(len(some.text) for some in self.packed)
-        for some in self.packed:
-            some.text = b""
-
-    def body(
-        self, indexes: list[int] | None = None, compression: Compression = PLAIN, keep: bool = True
-    ) -> bytes:
-        """Return the JSON array of all events, or of those at some indexes, compressed.
-
-        A batch has one compression. Without `keep`, only the owner may call this: all of it is
-        held compressed from here on. What another gets while the owner does that is good for
-        nothing; `Batcher.press` does not take it.
+        A batch has one compression. Two may make this at once, with or without the owner's lock:
+        what it is made of is dropped only where what was made is there.
         """
-        if indexes is not None:
-            array = self._whole(compression)
-            each = array[1:-1].split(SEPARATOR)
-            return compression.compress(b"[%b]" % SEPARATOR.join([each[i] for i in indexes]))
-        if self._pressed is not None:
-            return self._pressed
-        array = self._whole(compression)
-        if not keep:  # while this is compressed, its texts need not be there too
-            self._array = array
-            self._drop_texts()
-        pressed = compression.compress(array)
-        if not keep:
-            self.press(pressed)
-        return pressed
+        parts = self._parts()
+        if self._body is None:
+            self._body = compression.compress(parts)
+            for some in self.packed:
+                some.text = b""
+                some.group = None
+        return self._body
 
-    def _whole(self, compression: Compression) -> bytearray:
-        joined = bytearray().join([b"[", *[some.text for some in self.packed]])
-        joined[-len(SEPARATOR) :] = b"]"
-        # Another may have dropped the texts meanwhile, who set one of these first, in this order.
-        array, pressed = self._array, self._pressed
-        if array is not None:
-            return array
-        return bytearray(compression.decompress(pressed)) if pressed is not None else joined
+    def _parts(self) -> list[bytes | Deflated]:
+        groups = [(group, list(some)) for group, some in groupby(self.packed, _group)]
+        parts: list[bytes | Deflated] = []
+        before = b"["
+        for number, (group, members) in enumerate(groups, 1):
+            texts = [some.text for some in members]
+            pressed = group.pressed if group is not None else None  # after these: they are dropped
+            parts.append(pressed or _part(before, texts, b"]" if number == len(groups) else b""))
+            before = SEPARATOR
+        if type(parts[-1]) is Deflated:
+            parts.append(b"]")
+        return parts
+
+    def some(self, indexes: list[int], compression: Compression = PLAIN) -> bytes:
+        """Return the JSON array of the events at some indexes, compressed."""
+        each = compression.decompress(self.body(compression))[1:-1].split(SEPARATOR)
+        return compression.compress([b"[%b]" % SEPARATOR.join([each[i] for i in indexes])])
+
+
+_group = operator.attrgetter("group")
+
+
+def _part(before: bytes, texts: list[bytes], after: bytes = b"") -> bytes:
+    return b"".join((before, *texts[:-1], texts[-1][: -len(SEPARATOR)], after))
 
 
 class Batcher:
@@ -168,6 +191,7 @@ class Batcher:
         self._open: dict[tuple[str, str, str], Batch] = {}  # oldest first
         self._ready: collections.deque[Batch] = collections.deque()
         self._under_way: set[Batch] = set()
+        self._heavy: Batch | None = None  # the last that got enough for a group
 
     def take_in(self, intake: list[Item], at_most: int = MAX_INTAKE) -> bool | None:
         """Move the first events of `intake`, those for one destination, into its batch.
@@ -219,6 +243,9 @@ class Batcher:
         if not news:
             batch.count += count
             batch.size += size
+            batch.loose += size
+        if batch.loose >= _GROUP:
+            self._heavy = batch
         if batch.count >= self._max_events:
             self._make_ready(destination)
             return True
@@ -264,23 +291,14 @@ class Batcher:
         if self._open.get(destination) is batch:
             del self._open[destination]
 
-    def next_to_press(self) -> Batch | None:
-        """Return the last batch to become ready where it has to wait; None if it is not worth it.
-
-        It is compressed best by who asks, outside the owner's lock, and given back to `press`.
-        """
-        if len(self._ready) < 2:
+    def next_to_press(self) -> Group | None:
+        """Return what is worth being compressed before its turn: what waits takes a tenth then."""
+        batch, self._heavy = self._heavy, None
+        if batch is None and len(self._ready) >= 2:  # the last one has to wait
+            batch = self._ready[-1]
+        if batch is None or batch.loose < _WORTH_PRESSING or batch in self._under_way:
             return None
-        batch = self._ready[-1]
-        if batch.size < _WORTH_PRESSING or batch.is_pressed or batch.is_offered:
-            return None
-        batch.is_offered = True  # to one, and once
-        return batch
-
-    def press(self, batch: Batch, pressed: bytes) -> None:
-        """Have a batch held compressed, unless it was taken or is so already."""
-        if not (batch.is_pressed or batch.is_settled or batch in self._under_way):
-            batch.press(pressed)
+        return batch.group()
 
     def take(self) -> Batch | None:
         """Return a batch that is full or old enough, to be given back to `settle`; else None."""

@@ -84,8 +84,8 @@ class Delivery:
     def body(self, compression: Compression = PLAIN) -> bytes:
         """Return the JSON array of the events still to be delivered, compressed."""
         if len(self._outstanding) < len(self.outcomes):
-            return self.batch.body(self._outstanding, compression)
-        return self.batch.body(None, compression, keep=False)
+            return self.batch.some(self._outstanding, compression)
+        return self.batch.body(compression)
 
     def was_sent(self) -> None:
         """Take note that all of the request has left: without an answer, it may have arrived."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from itertools import islice
 from typing import Any, Callable, NamedTuple
@@ -518,17 +518,25 @@ def _first_encoded_bytes(value: Any, limit: int) -> str:
         room = min(len(text.encode("utf-8")) - 1, room * limit // size)
 
 
+class Deflated(NamedTuple):
+    """A part of a `gzip` body that was compressed before its other parts."""
+
+    data: bytes  # whole blocks of DEFLATE that end with a byte and refer to nothing before them
+    crc: int  # CRC-32 of the text
+    size: int  # bytes of the text
+
+
 class Compression(NamedTuple):
     """A `Content-Encoding`, empty for none, and the functions that make it and undo it."""
 
     name: str
-    compress: Callable[[bytes | bytearray], bytes]
+    compress: Callable[[Iterable[Any]], bytes]  # of a body's parts: bytes, or as `press` made them
     decompress: Callable[[bytes], bytes]
-    # So quick, to an application's thread as well, that it is worth the memory that it spares.
-    is_quick: bool = False
+    # Compresses a part ahead of its body: where this is quick, to an application's thread as well.
+    press: Callable[[bytes], Deflated] | None = None
 
 
-PLAIN = Compression("", bytes, bytes)
+PLAIN = Compression("", b"".join, bytes)
 
 
 def compression_named(name: str | None, level: int) -> Compression:
@@ -549,6 +557,11 @@ def compression_named(name: str | None, level: int) -> Compression:
 
 
 _GZIP = 31  # `wbits`: a gzip header and the largest window
+_DEFLATE = -15  # no header
+# RFC 1952: deflated, no flags, no time, a quick compressor, an unknown system. RFC 1951: an empty
+# block, the last.
+_GZIP_HEAD = b"\x1f\x8b\x08\0\0\0\0\0\x04\xff"
+_LAST_BLOCK = b"\x03\0"
 
 
 def _gzip(level: int) -> Compression:
@@ -558,19 +571,38 @@ def _gzip(level: int) -> Compression:
         return zlib.decompress(body, _GZIP)
 
     try:
-        from isal import isal_zlib
-
-        level = min(level, isal_zlib.ISAL_BEST_COMPRESSION)
-        return Compression(
-            "gzip", lambda body: isal_zlib.compress(body, level, wbits=_GZIP), decompress, True
-        )
+        return _quick_gzip(level, decompress)
     except ImportError:
 
-        def compress(body: bytes | bytearray) -> bytes:
+        def compress(parts: Iterable[bytes]) -> bytes:
             stream = zlib.compressobj(level, wbits=_GZIP)
-            return stream.compress(body) + stream.flush()
+            return b"".join([*map(stream.compress, parts), stream.flush()])
 
         return Compression("gzip", compress, decompress)
+
+
+def _quick_gzip(level: int, decompress: Callable[[bytes], bytes]) -> Compression:
+    from isal import isal_zlib
+
+    level = min(level, isal_zlib.ISAL_BEST_COMPRESSION)
+
+    def press(text: bytes) -> Deflated:
+        stream = isal_zlib.compressobj(level, wbits=_DEFLATE)
+        data = stream.compress(text) + stream.flush(isal_zlib.Z_SYNC_FLUSH)
+        return Deflated(data, isal_zlib.crc32(text), len(text))
+
+    def compress(parts: Iterable[Any]) -> bytes:
+        pieces = [_GZIP_HEAD]
+        crc = size = 0
+        for part in parts:
+            data, crc_of_part, size_of_part = part if type(part) is Deflated else press(part)
+            pieces.append(data)
+            crc = isal_zlib.crc32_combine(crc, crc_of_part, size_of_part)
+            size += size_of_part
+        pieces += _LAST_BLOCK, crc.to_bytes(4, "little"), (size % 2**32).to_bytes(4, "little")
+        return b"".join(pieces)
+
+    return Compression("gzip", compress, decompress, press)
 
 
 def _zstd() -> Compression:
@@ -583,6 +615,6 @@ def _zstd() -> Compression:
     # One for each call: a compressor is not for several threads.
     return Compression(
         "zstd",
-        lambda body: ZstdCompressor(level=1).compress(body),
+        lambda pieces: ZstdCompressor(level=1).compress(b"".join(pieces)),
         lambda body: ZstdDecompressor().decompress(body),
     )

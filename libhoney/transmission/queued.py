@@ -86,7 +86,7 @@ class QueuedTransmission:
         - `max_concurrent_batches`: requests under way at a time.
         - `block_on_send`: `send` waits for room where too much waits; else the event is dropped.
         - `block_on_response`: wait for room on the response queue; else responses are dropped.
-        - `max_batch_size`: events in a batch, 1,000 without it. A batch has at most 5,000,000
+        - `max_batch_size`: events in a batch, 2,000 without it. A batch has at most 5,000,000
           bytes.
         - `send_frequency`: seconds, or a `timedelta`, after which a batch that is not full leaves.
         - `max_pending`: events that may wait. With or without it, at most 32 MiB of them.
@@ -235,18 +235,13 @@ class QueuedTransmission:
         with self._lock:
             self._take_all_in()
             waits = self._block_on_send and self._is_waiting(item)
-            batch = self._batcher.next_to_press() if self._compression.is_quick else None
+            press = self._compression.press
+            group = self._batcher.next_to_press() if press is not None else None
         self._act()
-        if batch is not None:
-            self._press(batch)
+        if press is not None and group is not None:
+            group.press(press)
         if waits:
             self._wait_for_room(item)
-
-    def _press(self, batch: Batch) -> None:
-        """Compress a batch before its turn: what waits takes an eighth of its memory."""
-        pressed = batch.body(None, self._compression)
-        with self._lock:
-            self._batcher.press(batch, pressed)
 
     def _leave_inside(self) -> None:
         """See that an event is taken in that was sent while its thread holds the lock."""

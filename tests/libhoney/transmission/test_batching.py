@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from libhoney.transmission.batching import MAX_BATCH_BYTES, MAX_INTAKE, Batch, Batcher
-from libhoney.transmission.encoding import EncodingError, Item, pack
+from libhoney.transmission.encoding import EncodingError, Item, compression_named, pack
 
 HERE = ("http://host", "key", "here")
 THERE = ("http://host", "key", "there")
+QUICK: Any = compression_named("gzip", 1)
 
 
 class Clock:
@@ -61,14 +66,14 @@ def test_batch_is_what_max_batch_size_says() -> None:
     assert some.take() is None
 
 
-def test_without_max_batch_size_a_batch_has_up_to_1000_events() -> None:
+def test_without_max_batch_size_a_batch_has_up_to_2000_events() -> None:
     """The default for events."""
     some = batcher()
-    for number in range(1001):
+    for number in range(2001):
         add(some, HERE, number)
     batch = some.take()
     assert batch is not None
-    assert batch.count == 1000
+    assert batch.count == 2000
     assert some.take() is None
 
 
@@ -95,6 +100,79 @@ def test_batch_has_at_most_5_000_000_bytes() -> None:
     assert batch.count == 10
 
 
+def elements(numbers: Iterable[int]) -> Iterator[Item]:
+    for number in numbers:
+        yield b'{"n":%d,"t":"%b"}' % (number, b"x" * 3_000), 1.7e9, 1, HERE, number
+
+
+def numbers_in(body: bytes) -> list[int]:
+    return [element["data"]["n"] for element in json.loads(gzip.decompress(body))]
+
+
+def test_open_batch_is_compressed_as_it_grows() -> None:
+    """Each time that it has got enough, in one piece with what was compressed before."""
+    some = batcher()
+    groups = []
+    for one in elements(range(200)):
+        some.take_in([one])
+        groups.append(some.next_to_press())
+    wanted = [number for number, group in enumerate(groups) if group is not None]
+    assert wanted == [63, 127, 191]
+    for number in (127, 63):  # in any order; the last one not in time
+        groups[number].press(QUICK.press)
+    some.make_all_ready()
+    batch = some.take()
+    assert batch is not None
+    assert sum(not one.text for one in batch.packed) == 128
+    before = batch.count, batch.size, some.pending_bytes
+    assert before == (200, batch.size, batch.size)
+    some.mend()
+    assert (batch.count, batch.size, some.pending_bytes) == before
+    body = batch.body(QUICK)
+    assert numbers_in(body) == batch.metadata == [*range(200)]
+    assert len(body) < batch.size / 20
+    groups[191].press(QUICK.press)  # too late: nothing comes of it
+    assert batch.body(QUICK) is body
+    assert not any(one.text for one in batch.packed)
+    assert numbers_in(batch.some([0, 63, 64, 199], QUICK)) == [0, 63, 64, 199]
+    some.settle(batch)
+    assert (some.pending, some.pending_bytes) == (0, 0)
+
+
+def test_batch_that_is_compressed_whole_ends_well() -> None:
+    """Where nothing is left to compress but its bracket."""
+    some = batcher(max_batch_size=65)
+    for one in elements(range(65)):
+        some.take_in([one])
+    group = some.next_to_press()
+    assert group is not None
+    group.press(QUICK.press)
+    batch = some.take()
+    assert batch is not None
+    assert numbers_in(batch.body(QUICK)) == [*range(65)]
+
+
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=12),
+    st.lists(st.sampled_from(["group", "press", "both", None]), min_size=12, max_size=12),
+)
+def test_body_is_the_same_however_it_is_compressed(sizes: list[int], steps: list[Any]) -> None:
+    """Whatever was compressed before its turn, or was to be, is there once, in its place."""
+    some = batcher()
+    waiting = []
+    numbers = iter(range(48))
+    for size, step in zip(sizes, steps):
+        intake = list(elements(islice(numbers, size)))
+        while intake:
+            some.take_in(intake)
+        (batch,) = some.unsettled()
+        if step in ("group", "both"):
+            waiting.append(batch.group())
+        if step in ("press", "both") and waiting:
+            waiting.pop(0).press(QUICK.press)
+    assert numbers_in(batch.body(QUICK)) == batch.metadata == [*range(sum(sizes))]
+
+
 def test_last_of_two_that_wait_is_worth_compressing() -> None:
     """One alone is about to leave, and a small one has little to spare."""
     some = batcher(max_batch_size=40)
@@ -103,40 +181,27 @@ def test_last_of_two_that_wait_is_worth_compressing() -> None:
     assert some.next_to_press() is None
     for number in range(40):
         add(some, THERE, number, 3_000)
-    batch = some.next_to_press()
-    assert batch is not None
-    assert batch.destination == THERE
-    body = batch.body()
-    before = batch.count, batch.size, some.pending_bytes
+    group = some.next_to_press()
+    assert group is not None
     assert some.next_to_press() is None  # it is for one alone
-    some.press(batch, body)
-    some.press(batch, b"]")
-    assert some.next_to_press() is None
-    some.mend()
-    assert (batch.count, batch.size, some.pending_bytes) == before
-    assert batch.body() == body
-    assert not any(text.text for text in batch.packed)
+    group.press(QUICK.press)
+    here, there = some.take(), some.take()
+    assert here is not None
+    assert there is not None
+    assert all(one.text for one in here.packed)
+    assert not any(one.text for one in there.packed)
     for number in range(40):
         add(some, HERE, number, 100)
     assert some.next_to_press() is None
 
 
-@pytest.mark.parametrize("settled", [False, True])
-def test_batch_that_was_taken_meanwhile_is_left_to_who_took_it(settled: bool) -> None:
-    """What another thread made of it may be of texts that are no longer there."""
-    some = batcher(max_batch_size=40)
-    for where in (HERE, THERE):
-        for number in range(40):
-            add(some, where, number, 3_000)
-    batch = some.next_to_press()
-    assert batch is not None
-    taken = [some.take(), some.take()]
-    assert batch in taken
-    if settled:
-        some.settle(batch)
-    some.press(batch, b"[]")
-    assert not batch.is_pressed
-    assert batch.count == 40 == batch.body().count(b'"data":')
+def test_batch_under_way_is_left_to_who_took_it() -> None:
+    """It is about to be compressed."""
+    some = batcher(max_batch_size=70)
+    for number in range(70):
+        add(some, HERE, number, 3_000)
+    assert some.take() is not None
+    assert some.next_to_press() is None
 
 
 def test_batch_leaves_when_its_first_event_is_old_enough() -> None:
