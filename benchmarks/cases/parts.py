@@ -3,7 +3,7 @@
     parts.py URL
 
 A part is measured by itself, over and over, or as the difference of two that hold one another; of
-some blocks the fastest counts. Batches of 1,000 events go to the receiver at URL.
+some blocks the fastest counts. Full batches go to the receiver at URL.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from typical import ELEVEN, FIVE, blocks, report
 import beeline
 from beeline.context import set_active
 from libhoney.transmission import encoding
-from libhoney.transmission.batching import MAX_BATCH_EVENTS, MAX_INTAKE, Batch, Destination, Packed
+from libhoney.transmission.batching import MAX_BATCH_EVENTS, MAX_INTAKE
 from libhoney.transmission.delivery import Delivery
 from libhoney.transmission.threaded import Transmission
 
@@ -104,12 +104,12 @@ def event_parts(url):
     beeline.close()
     event = events[7]
     data = event.fields()
-    types = ns(lambda: encoding._are_scalars(map(type, data.values())))
+    asked = ns(lambda: encoding._is_tracked(data))
     dumped = ns(lambda: orjson.dumps(data))
     encoded = ns(lambda: encoding.encode(event))
     items = [encoding.encode(event) for event in events[:MAX_INTAKE]]
     packed = ns(lambda: encoding.pack(items), COUNT // MAX_INTAKE) / MAX_INTAKE
-    kept = Kept()
+    kept = Kept(compression=None)
 
     def take_in():
         kept._intake.extend(items)
@@ -122,9 +122,9 @@ def event_parts(url):
     taken_in = (ns(take_in, COUNT // MAX_INTAKE) - ns(fill_alone, COUNT // MAX_INTAKE)) / MAX_INTAKE
     sent = ns(lambda: kept.send(event))
     return {
-        "types of the values looked at": types,
+        "whether there are scalars alone": asked,
         "`orjson`": dumped,
-        "the rest of encoding: time, rate, destination": encoded - types - dumped,
+        "the rest of encoding: time, rate, destination": encoded - asked - dumped,
         "put into the intake": sent - encoded - taken_in,
         f"packed, {MAX_INTAKE} at a time: time, copy": packed,
         "lock, bounds, batch": taken_in - packed,
@@ -133,19 +133,26 @@ def event_parts(url):
 
 
 def batch_parts(url, items):
-    """Batches of 1,000 events, each part for one event."""
+    """Full batches, each part for one event."""
     transmission = Transmission(max_responses=1)
-    there = Destination(url, "k" * 22, "benchmark")
-    text, count = encoding.pack(items)
-    steps = ("JSON joined, compressed", "posted", "answers read, accounts")
+    batcher = transmission._batcher
+    there = url, "k" * 22, "benchmark"
+    items = [(data, created, rate, there, None) for data, created, rate, _, _ in items]
+    count = len(items)
+    steps = ("compressed, 128 KB at a time", "posted", "answers read, accounts")
     best = dict.fromkeys(steps, math.inf)
     for _ in range(BATCHES):
-        batch = Batch(there, 0.0, Packed(None, text, [None] * count))
-        transmission._batcher._under_way.add(batch)
-        transmission._batcher.pending += count
-        transmission._batcher.pending_bytes += len(text)
+        pressing = 0.0
+        for start in range(0, count, MAX_INTAKE):
+            batcher.take_in(items[start : start + MAX_INTAKE])
+            group = batcher.next_to_press()
+            if group is not None:
+                began = time.process_time()
+                group.press(transmission._compression.press)
+                pressing += time.process_time() - began
+        batch = batcher.take()
         delivery = transmission._deliveries[batch] = Delivery(batch)
-        times = [time.process_time()]
+        times = [time.process_time() - pressing]
         request = transmission._request(delivery)
         times.append(time.process_time())
         answer = transmission._poster.post(delivery, *request, math.inf)

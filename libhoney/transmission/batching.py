@@ -35,9 +35,10 @@ MAX_INTAKE = 32
 MAX_SHORT = 2_048
 # Batches that may be open for any event to wait: each is looked at.
 _FEW = 8
-# Bytes of an open batch that are compressed as one, before the others come: of half of them, the
-# result would be 4 % larger. And of one that has to wait for others, at least.
-_GROUP = 196_608
+# Bytes of an open batch that are compressed as one, before the others come. Of fewer, the result is
+# larger; with more, the heap grows and shrinks each time: glibc gives back what is free from 128 KB
+# on, and events cost a tenth more. And bytes of a batch that has to wait for others, at least.
+_GROUP = 131_072
 _WORTH_PRESSING = 65_536
 
 
@@ -296,7 +297,7 @@ class Batcher:
         batch, self._heavy = self._heavy, None
         if batch is None and len(self._ready) >= 2:  # the last one has to wait
             batch = self._ready[-1]
-        if batch is None or batch.loose < _WORTH_PRESSING or batch in self._under_way:
+        if batch is None or batch.loose < _WORTH_PRESSING:
             return None
         return batch.group()
 
@@ -308,6 +309,8 @@ class Batcher:
                 return None
             self._make_ready(next(iter(self._open)))
         batch = self._ready[0]
+        if self._heavy is batch:
+            self._heavy = None
         self._under_way.add(batch)
         self._ready.popleft()
         return batch
