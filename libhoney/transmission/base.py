@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import queue
 import sys
 import threading
-from collections.abc import Iterator, Sequence
 from typing import Any, Callable, Protocol
 
 Response = dict[str, Any]
@@ -44,61 +42,9 @@ def response(
     }
 
 
-class _Entries(collections.deque[Any]):
-    """A queue's entries, of which some are made each time that they are looked at."""
-
-    _later = 0  # how many more there are than the deque has
-
-    def append_some(self, entries: Sequence[Any], count: int) -> None:
-        """Append the first `count` entries of a sequence."""
-        self.append(_Some(entries, count))
-        self._later += count - 1
-
-    def popleft(self) -> Any:
-        """Take the first one out."""
-        first = super().__getitem__(0)
-        if type(first) is not _Some:
-            return super().popleft()
-        entry = first.entries[first.start]
-        first.start += 1
-        if first.start < first.end:
-            self._later -= 1
-        else:
-            super().popleft()
-        return entry
-
-    def clear(self) -> None:
-        """Take all out."""
-        super().clear()
-        self._later = 0
-
-    def __len__(self) -> int:
-        return super().__len__() + self._later
-
-    def __iter__(self) -> Iterator[Any]:
-        for one in super().__iter__():
-            if type(one) is _Some:
-                yield from map(one.entries.__getitem__, range(one.start, one.end))
-            else:
-                yield one
-
-    def __getitem__(self, index: Any) -> Any:
-        return list(self)[index]
-
-
-class _Some:
-    __slots__ = ("end", "entries", "start")
-
-    def __init__(self, entries: Sequence[Any], end: int) -> None:
-        self.entries = entries
-        self.start = 0
-        self.end = end
-
-
 class ResponseQueue(queue.Queue[Any]):
     """A queue of responses that, when full, lets the new ones go.
 
-    They are made when they are taken out: 2,000 that nobody reads would take half a megabyte.
     Where gevent has put its own class in the place of `queue.Queue`, this is one of those, without
     the standard one's locks.
     """
@@ -107,8 +53,6 @@ class ResponseQueue(queue.Queue[Any]):
         """Make a queue of at most `maxsize` responses, 0 for no bound."""
         super().__init__(maxsize)
         self._bound = maxsize
-        if hasattr(self, "mutex"):
-            self.queue = _Entries()
         self._make_locks()
 
     def _make_locks(self) -> None:
@@ -119,7 +63,7 @@ class ResponseQueue(queue.Queue[Any]):
             self.not_full = threading.Condition(self.mutex)
             self.all_tasks_done = threading.Condition(self.mutex)
 
-    def offer(self, responses: Sequence[Response]) -> None:
+    def offer(self, responses: list[Response]) -> None:
         """Put as many as there is room for, without waiting."""
         if not hasattr(self, "mutex"):  # gevent's
             try:
@@ -130,13 +74,12 @@ class ResponseQueue(queue.Queue[Any]):
             return
         # A signal handler's exception must find no lock of Python's making half taken.
         with self.mutex:
-            count = len(responses)
-            if self.maxsize > 0:
-                count = min(count, self.maxsize - self._qsize())
-            if count > 0:
-                self.queue.append_some(responses, count)
-                self.unfinished_tasks += count
-                self.not_empty.notify(count)
+            for one in responses:
+                if 0 < self.maxsize <= self._qsize():
+                    return
+                self._put(one)
+                self.unfinished_tasks += 1
+                self.not_empty.notify()
 
     def has_room(self) -> bool:
         """Tell whether `offer` would put anything; may be out of date at once."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import random
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 from urllib.parse import quote
 
 from libhoney.transmission.base import Response, response
@@ -56,24 +56,6 @@ def batch_url(destination: Destination) -> str:
     if dataset.strip(".") == "" and len(dataset) <= 2:  # `.` and `..` would change the path
         dataset = dataset.replace(".", "%2E")
     return f"{destination.api_host.rstrip('/')}/1/batch/{dataset}"
-
-
-class Responses(Sequence[Response]):
-    """What is told of a batch's events, made each time that it is asked for."""
-
-    __slots__ = ("_duration", "_metadata", "_outcomes")
-
-    def __init__(self, outcomes: list[Outcome], metadata: list[Any], duration: float) -> None:
-        self._outcomes = outcomes
-        self._metadata = metadata
-        self._duration = duration
-
-    def __len__(self) -> int:
-        return len(self._outcomes)
-
-    def __getitem__(self, index: Any) -> Any:
-        status, body, error = self._outcomes[index]
-        return response(status, self._duration, self._metadata[index], body, error)
 
 
 class Delivery:
@@ -149,9 +131,12 @@ class Delivery:
         """Tell whether there is nothing left to post."""
         return not self._outstanding
 
-    def responses(self, duration: float) -> Responses:
+    def responses(self, duration: float) -> list[Response]:
         """Return a response for each event; `duration` in milliseconds."""
-        return Responses(self.outcomes, self.batch.metadata, duration)
+        return [
+            response(outcome.status, duration, metadata, outcome.body, outcome.error)
+            for outcome, metadata in zip(self.outcomes, self.batch.metadata)
+        ]
 
     def frozen(self) -> Delivery:
         """Return a copy that no later answer changes."""

@@ -6,7 +6,6 @@ modules do the same work, slower, elsewhere.
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import time
@@ -81,16 +80,10 @@ def encode(event: Any, beside: int = 0) -> Item:
     if rate is not _ONE:
         rate = _whole_rate(rate)
     try:
-        if not _is_tracked(data) or _are_scalars(map(type, data.values())):
-            try:
-                encoded = _fast_dumps(data, None, _AS_TEXT)
-            except TypeError:  # a time, bytes; orjson would call us for each, but hide interrupts
-                encoded = _fast_dumps(
-                    {
-                        name: value if type(value) in _SCALARS else _plain_alone(value)
-                        for name, value in data.copy().items()
-                    }
-                )
+        # Types are looked at first, for orjson has forms of its own for some that have always
+        # been sent as text (members of an Enum).
+        if _are_scalars(map(type, data.values())):
+            encoded = _fast_dumps(data)
         else:
             encoded = _fast_dumps(dict(_plain_items(data)))
     except Exception:  # a value, or a name, of the user's own kind may do anything
@@ -209,23 +202,12 @@ def _whole_rate(rate: Any) -> int:
 
 
 if orjson is not None:
-    # Types have to be looked at, for orjson has forms of its own for some values that have always
-    # been sent as text (members of an Enum), and would make gigabytes of a few lists that hold one
-    # another many times. This takes 6 % of an event. The garbage collector, which has to find every
-    # such value, knows a dict that has none, and tells at once: it does not track it. Besides
-    # scalars, that one may hold only what orjson refuses, as times by this option; its `Fragment`,
-    # which is JSON; and tuples of such values that are older than the last collection.
-    # (CPython before 3.14; others track every dict.)
-    _is_tracked: Callable[[Any], bool] = gc.is_tracked
-    _AS_TEXT = orjson.OPT_PASSTHROUGH_DATETIME
-    _fast_dumps: Callable[..., bytes] = orjson.dumps
+    _fast_dumps: Callable[[Any], bytes] = orjson.dumps
     loads: Callable[[bytes], Any] = orjson.loads
 
 else:
-    _is_tracked = bool  # as if all that hold anything were
-    _AS_TEXT = 0
 
-    def _fast_dumps(value: Any, default: Any = None, option: int = 0) -> bytes:
+    def _fast_dumps(value: Any) -> bytes:
         # It takes integers and names that are to be repaired.
         return _dumps(_clean(value))
 
@@ -344,10 +326,6 @@ def _plain(value: Any, around: set[int], room: list[int]) -> Any:
         if kind is dict or kind is list or kind is tuple:
             return UNENCODABLE
         return json_default_handler(value)
-
-
-def _plain_alone(value: Any) -> Any:
-    return _plain(value, set(), [MAX_EVENT_BYTES])
 
 
 def _plain_container(value: Any, around: set[int], room: list[int]) -> Any:

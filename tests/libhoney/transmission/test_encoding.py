@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import decimal
 import enum
-import gc
 import gzip
 import importlib.util
 import json
@@ -340,43 +339,6 @@ def test_time_that_is_none_is_now(module: Any) -> None:
     event.created_at = "yesterday"  # type: ignore[assignment]
     time = json.loads(module.encode_event(event))["time"]
     assert abs(datetime.now(timezone.utc).year - int(time[:4])) <= 1
-
-
-OLD_TUPLE = (1, ("two", None))
-gc.collect()  # from here on it is not tracked
-UNTRACKED = st.sampled_from(
-    [
-        *("text", "half \ud83d", "", 1, 2**64, -(2**1100), True, None, 1.5, math.nan, -math.inf),
-        *(b"bytes", bytearray(b"more"), 1 + 2j, ..., int, object(), range(3), OLD_TUPLE, ()),
-        *(date(2024, 1, 2), datetime(2024, 1, 2, 3, 4, 5, 6), datetime(2024, 1, 2).time()),
-        *(datetime(2024, 1, 2, tzinfo=timezone.utc), timedelta(1), timezone.utc),
-        *(decimal.Decimal("1.10"), decimal.Decimal("NaN")),
-    ]
-)
-
-
-@given(st.dictionaries(st.sampled_from(["a", "b", "half \ud83d", 1, None, b"c"]), UNTRACKED))
-def test_dict_that_is_not_tracked_is_sent_as_any_other(fields: dict[Any, Any]) -> None:
-    """What the garbage collector tells of a dict spares the look at types, and changes nothing."""
-    event = Event()
-    event.fields().update(fields)
-    encoded = encoding.encode(event)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoding, "_is_tracked", lambda data: True)
-        assert encoding.encode(event) == encoded
-
-
-@pytest.mark.parametrize(
-    "value", [Color.RED, Mode.FAST, Level.HIGH, [1], {"a": 1}, {1}, Point(1, 2), uuid.UUID(int=1)]
-)
-def test_dict_with_what_orjson_has_another_form_for_is_tracked(value: Any) -> None:
-    """From the first such value on; else it would be sent without a look."""
-    fields = {"a": 1, "b": "text", "c": 1.5, "d": None, "e": True}
-    assert gc.is_tracked(fields) == (sys.version_info >= (3, 14))
-    fields["f"] = value
-    assert gc.is_tracked(fields)
-    assert gc.is_tracked(fields.copy())
-    assert gc.is_tracked({**fields})
 
 
 # Compression
