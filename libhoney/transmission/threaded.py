@@ -24,9 +24,8 @@ class Transmission(QueuedTransmission):
 
     Threads start with the first event, one at a time as they are needed, up to
     `max_concurrent_batches`. One of those that have nothing to post keeps time: it waits until the
-    oldest batch is due, and goes on to wait for the next one if another was first to post it. An
-    event wakes a thread only where it opens a batch and nobody keeps time, or where it fills one;
-    then, if it can, one that keeps no time: a full batch costs one wake, not two.
+    oldest batch is due. An event wakes a thread only where it opens a batch and nobody keeps time,
+    or where it fills one.
 
     Two requests may be under way at once, and more the longer they take, or batches wait for them:
     where it is not the server that takes the time but the interpreter, busy with the application's
@@ -35,12 +34,11 @@ class Transmission(QueuedTransmission):
 
     def _make_state(self) -> None:
         super()._make_state()
-        self._wake = threading.Condition(self._lock)  # for those that keep no time
-        self._alarm = threading.Condition(self._lock)  # for the one that does
+        self._wake = threading.Condition(self._lock)
         self._threads: set[threading.Thread] = set()
         self._unstarted: list[threading.Thread] = []
-        self._idle = 0  # of those that keep no time
-        self._kept_due = math.inf  # until when the one that does waits
+        self._idle = 0
+        self._kept_due = math.inf  # until when one of the idle threads waits
         # When each request under way began, and how many seconds the last one took.
         self._begun: dict[Delivery, float] = {}
         self._took = 0.0
@@ -66,7 +64,7 @@ class Transmission(QueuedTransmission):
             unanswered = self._unanswered
             if awaited:
                 self._notify()
-                self._wake_all()
+                self._wake.notify_all()
         self._act(for_all=True)
         if not awaited:
             return True
@@ -99,26 +97,17 @@ class Transmission(QueuedTransmission):
         answered = self.flush(max(0.0, deadline - time.monotonic())) and answered
         self._end()
         with self._lock:
-            self._wake_all()
+            self._wake.notify_all()
             threads = list(self._threads)
         lifecycle.end_threads(threads, max(deadline, time.monotonic() + 0.1))
         self._poster.close()
         return answered
 
     def _notify(self) -> None:
-        due = self._next_turn()
-        if due is None or due >= self._kept_due:
-            return
-        if self._idle:
-            self._wake.notify()
-        elif self._kept_due < math.inf:
-            self._alarm.notify()
-        else:
+        if not self._idle:
             self._add_thread()
-
-    def _wake_all(self) -> None:
-        self._wake.notify_all()
-        self._alarm.notify_all()
+        elif (due := self._next_turn()) is not None and due < self._kept_due:
+            self._wake.notify()
 
     def _add_thread(self) -> None:
         """Make one more thread, if there may be one. Called with the lock held."""
@@ -191,28 +180,27 @@ class Transmission(QueuedTransmission):
                     self._threads.discard(threading.current_thread())
                     return None
                 delivery = self._take() if self._crowded_until() is None else None
+                due = self._next_turn()
                 if delivery is not None:
                     self._begun[delivery] = time.monotonic()
                     # Leave someone behind to keep time and to take the next one.
-                    if self._idle or self._kept_due < math.inf:
-                        self._notify()
-                    else:
+                    if not self._idle:
                         self._add_thread()
+                    elif due is not None:
+                        self._wake.notify()
                     return delivery
-                due = self._next_turn()
-                if due is not None and due < self._kept_due:
-                    self._kept_due = due
-                    try:
-                        self._alarm.wait(max(0.0, due - time.monotonic()))
-                    finally:
-                        if self._kept_due == due:  # else another keeps time as well
-                            self._kept_due = math.inf
-                else:
-                    self._idle += 1
-                    try:
+                keeps_time = due is not None and due < self._kept_due
+                self._idle += 1
+                try:
+                    if due is not None and keeps_time:
+                        self._kept_due = due
+                        self._wake.wait(max(0.0, due - time.monotonic()))
+                    else:
                         self._wake.wait()
-                    finally:
-                        self._idle -= 1
+                finally:
+                    self._idle -= 1
+                    if keeps_time:  # another may, too; that is harmless
+                        self._kept_due = math.inf
 
     def _next_turn(self) -> float | None:
         """Return when something may next be posted. Called with the lock held."""
