@@ -89,7 +89,7 @@ class Group:
 
 
 class Batch:
-    """Encoded events for one destination: at first some, then, once it was made, their body."""
+    """Encoded events for one destination: their texts or, once it was made, the body of all."""
 
     __slots__ = (
         *("_body", "count", "destination", "is_ready", "is_settled", "loose", "opened"),
@@ -115,7 +115,7 @@ class Batch:
         """The metadata of each event."""
         return [one for some in self.packed for one in some.metadata]
 
-    def group(self) -> Group:
+    def new_group(self) -> Group:
         """Return what is in no group yet as one."""
         members = [some for some in self.packed if some.group is None]
         group = Group(members, SEPARATOR if members[0] is not self.packed[0] else b"[")
@@ -135,29 +135,31 @@ class Batch:
             self._body = compression.compress(parts)
             for some in self.packed:
                 some.text = b""
-                some.group = None
+                if some.group is not None:
+                    some.group.pressed = None
         return self._body
 
     def _parts(self) -> list[bytes | Deflated]:
-        groups = [(group, list(some)) for group, some in groupby(self.packed, _group)]
+        groups = [(group, list(some)) for group, some in groupby(self.packed, _group_of)]
         parts: list[bytes | Deflated] = []
         before = b"["
         for number, (group, members) in enumerate(groups, 1):
             texts = [some.text for some in members]
-            pressed = group.pressed if group is not None else None  # after these: they are dropped
+            # Read after the texts: these are dropped once it is set.
+            pressed = group.pressed if group is not None else None
             parts.append(pressed or _part(before, texts, b"]" if number == len(groups) else b""))
             before = SEPARATOR
         if type(parts[-1]) is Deflated:
             parts.append(b"]")
         return parts
 
-    def some(self, indexes: list[int], compression: Compression = PLAIN) -> bytes:
+    def selection(self, indexes: list[int], compression: Compression = PLAIN) -> bytes:
         """Return the JSON array of the events at some indexes, compressed."""
         each = compression.decompress(self.body(compression))[1:-1].split(SEPARATOR)
         return compression.compress([b"[%b]" % SEPARATOR.join([each[i] for i in indexes])])
 
 
-_group = operator.attrgetter("group")
+_group_of = operator.attrgetter("group")
 
 
 def _part(before: bytes, texts: list[bytes], after: bytes = b"") -> bytes:
@@ -299,7 +301,7 @@ class Batcher:
             batch = self._ready[-1]
         if batch is None or batch.loose < _WORTH_PRESSING:
             return None
-        return batch.group()
+        return batch.new_group()
 
     def take(self) -> Batch | None:
         """Return a batch that is full or old enough, to be given back to `settle`; else None."""

@@ -84,7 +84,7 @@ class Delivery:
     def body(self, compression: Compression = PLAIN) -> bytes:
         """Return the JSON array of the events still to be delivered, compressed."""
         if len(self._outstanding) < len(self.outcomes):
-            return self.batch.some(self._outstanding, compression)
+            return self.batch.selection(self._outstanding, compression)
         return self.batch.body(compression)
 
     def was_sent(self) -> None:

@@ -134,7 +134,7 @@ def test_open_batch_is_compressed_as_it_grows() -> None:
     groups[171].press(QUICK.press)  # too late: nothing comes of it
     assert batch.body(QUICK) is body
     assert not any(one.text for one in batch.packed)
-    assert numbers_in(batch.some([0, 42, 43, 199], QUICK)) == [0, 42, 43, 199]
+    assert numbers_in(batch.selection([0, 42, 43, 199], QUICK)) == [0, 42, 43, 199]
     some.settle(batch)
     assert (some.pending, some.pending_bytes) == (0, 0)
 
@@ -167,7 +167,7 @@ def test_body_is_the_same_however_it_is_compressed(sizes: list[int], steps: list
             some.take_in(intake)
         (batch,) = some.unsettled()
         if step in ("group", "both"):
-            waiting.append(batch.group())
+            waiting.append(batch.new_group())
         if step in ("press", "both") and waiting:
             waiting.pop(0).press(QUICK.press)
     assert numbers_in(batch.body(QUICK)) == batch.metadata == [*range(sum(sizes))]
