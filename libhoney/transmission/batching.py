@@ -147,6 +147,8 @@ class Batch:
             texts = [some.text for some in members]
             # Read after the texts: these are dropped once it is set.
             pressed = group.pressed if group is not None else None
+            if any(some.group is not group for some in members):  # a handler's flush came between
+                return self._parts()
             parts.append(pressed or _part(before, texts, b"]" if number == len(groups) else b""))
             before = SEPARATOR
         if type(parts[-1]) is Deflated:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from libhoney.transmission.batching import MAX_BATCH_BYTES, MAX_INTAKE, Batch, Batcher
+from libhoney.transmission.batching import MAX_BATCH_BYTES, MAX_INTAKE, Batch, Batcher, Packed
 from libhoney.transmission.encoding import EncodingError, Item, compression_named, pack
 
 HERE = ("http://host", "key", "here")
@@ -171,6 +171,29 @@ def test_body_is_the_same_however_it_is_compressed(sizes: list[int], steps: list
         if step in ("press", "both") and waiting:
             waiting.pop(0).press(QUICK.press)
     assert numbers_in(batch.body(QUICK)) == batch.metadata == [*range(sum(sizes))]
+
+
+def test_body_of_what_is_grouped_meanwhile() -> None:
+    """As where a signal's handler flushes, in vain, while a group is made."""
+    some = batcher()
+    for one in elements(range(4)):
+        some.take_in([one])
+    (batch,) = some.unsettled()
+
+    class Sly(Packed):
+        @property
+        def text(self) -> bytes:
+            if self.group is None:
+                batch.new_group().press(QUICK.press)
+            return self.kept
+
+        @text.setter
+        def text(self, value: bytes) -> None:
+            self.kept = value
+
+    last = batch.packed[-1]
+    batch.packed[-1] = Sly(None, last.text, last.metadata)
+    assert numbers_in(batch.body(QUICK)) == [0, 1, 2, 3]
 
 
 def test_last_of_two_that_wait_is_worth_compressing() -> None:
