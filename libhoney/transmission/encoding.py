@@ -615,6 +615,6 @@ def _zstd() -> Compression:
     # One for each call: a compressor is not for several threads.
     return Compression(
         "zstd",
-        lambda pieces: ZstdCompressor(level=1).compress(b"".join(pieces)),
+        lambda parts: ZstdCompressor(level=1).compress(b"".join(parts)),
         lambda body: ZstdDecompressor().decompress(body),
     )
