@@ -333,8 +333,10 @@ def test_interrupts_while_thousands_of_events_are_sent(receiver: Receiver, start
 Interrupt = KeyboardInterrupt
 armed = False
 def handle(*_):
+    global armed
     signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0004, 0.0012))
     if armed:
+        armed = False  # the next may come before `produce` has caught this one
         raise KeyboardInterrupt
 signal.signal(signal.SIGALRM, handle)
 signal.setitimer(signal.ITIMER_REAL, 0.0005)
@@ -369,6 +371,7 @@ producer = threading.Thread(target=produce, daemon=True)
 producer.start()
 while producer.is_alive():
     if armed:
+        armed = False
         ctypes.pythonapi.PyThreadState_SetAsyncExc(
             ctypes.c_ulong(producer.ident), ctypes.py_object(Interrupt)
         )

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -65,9 +66,22 @@ class UWSGI:
     def end(self, number: int = signal.SIGINT, status: int = 0) -> None:
         """Send a signal once no request is under way: a busy worker runs no exit handlers."""
         deadline = time.monotonic() + TIMEOUT
+        if not self.stats:
+            self._pass_requests()
         while self._is_busy():
             assert time.monotonic() < deadline, self.server.log
         self.server.end(number, status)
+
+    def _pass_requests(self) -> None:
+        """Wait until the only worker has accepted a connection after those of the requests.
+
+        In a request it may be asleep too, as where another thread has the interpreter.
+        """
+        url = urlsplit(self.server.url)
+        with socket.create_connection((url.hostname, url.port), TIMEOUT) as connection:
+            connection.shutdown(socket.SHUT_WR)  # it is not asked anything
+            while connection.recv(1000):
+                pass
 
     def _is_busy(self) -> bool:
         if not self.stats:
