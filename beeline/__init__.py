@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from beeline import core, decorators
 from beeline.aiotrace import AsyncioTracer
+from beeline.context import get_active
 from beeline.core import USER_AGENT_ADDITION, Beeline
 from beeline.trace import Span, SpanScope, SynchronousTracer
 from beeline.version import VERSION
@@ -166,7 +167,12 @@ def close(timeout: float = 10.0) -> bool:
 def add_context(data: Mapping[str, Any]) -> None:
     """Add fields to the active span."""
     if _GBL is not None:
-        _GBL.tracer_impl.add_context(data)
+        span = get_active()
+        if span is not None:
+            if type(data) is dict:
+                span._data.update(data)
+            else:
+                span.add_context(data)
 
 
 def add_context_field(name: str, value: Any) -> None:

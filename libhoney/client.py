@@ -84,6 +84,7 @@ class Client(Addressed):
         self._logger = get_logger("honeycomb-sdk", debug)
         self._to = api_host, writekey, self._choose_dataset(writekey, dataset)
         self.sample_rate = check_sample_rate(sample_rate)
+        self._last_to: tuple[str, str, str] | None = None  # where the last event went
         self.fields = FieldHolder()
         self.block_on_response = block_on_response
         own_transmission = transmission.Transmission(  # made in any case: it checks the settings
@@ -167,7 +168,7 @@ class Client(Addressed):
             to = event._to
         except AttributeError:  # an event of the user's own kind
             to = event.api_host, event.writekey, event.dataset
-        if event._data and to[0] and to[1] and to[2]:
+        if event._data and (to is self._last_to or self._is_complete(to)):
             try:
                 self.xmit.send(event)
             except Exception:
@@ -182,6 +183,13 @@ class Client(Addressed):
                 self.log("event %s goes to dataset %s", event._data.get("name"), event.dataset)
         else:
             self._refuse(event)
+
+    def _is_complete(self, to: tuple[str, str, str]) -> bool:
+        """Tell whether something can be sent there."""
+        if not (to[0] and to[1] and to[2]):
+            return False
+        self._last_to = to
+        return True
 
     def _refuse(self, event: Event) -> None:
         missing = [

@@ -10,7 +10,8 @@ from __future__ import annotations
 import collections
 import operator
 import sys
-from itertools import groupby
+from collections.abc import Sequence
+from itertools import chain, groupby
 from typing import Any, Callable, NamedTuple
 
 from libhoney.internal import mask
@@ -26,7 +27,7 @@ from libhoney.transmission.encoding import (
 
 # The receiver's limits for one request, before compression.
 MAX_BATCH_BYTES = 5_000_000
-MAX_BATCH_EVENTS = 2_000
+MAX_BATCH_EVENTS = 5_000
 # What may wait in memory: encoded events, those under way included.
 MAX_PENDING_BYTES = 32 * 1024 * 1024
 # Events that may wait for a place in a batch, and bytes of the fields of one that may.
@@ -114,7 +115,7 @@ class Batch:
     @property
     def metadata(self) -> list[Any]:
         """The metadata of each event."""
-        return [one for some in self.packed for one in some.metadata]
+        return list(chain.from_iterable([some.metadata for some in self.packed]))
 
     def new_group(self) -> Group:
         """Return what is in no group yet as one."""
@@ -156,7 +157,7 @@ class Batch:
             parts.append(b"]")
         return parts
 
-    def selection(self, indexes: list[int], compression: Compression = PLAIN) -> bytes:
+    def selection(self, indexes: Sequence[int], compression: Compression = PLAIN) -> bytes:
         """Return the JSON array of the events at some indexes, compressed."""
         each = compression.decompress(self.body(compression))[1:-1].split(SEPARATOR)
         return compression.compress([b"[%b]" % SEPARATOR.join([each[i] for i in indexes])])

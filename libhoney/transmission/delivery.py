@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -69,14 +69,15 @@ class Delivery:
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.url = batch_url(batch.destination)
-        count = len(batch.metadata)
-        self.outcomes: list[Outcome] = [Outcome(0, "", UNANSWERED)] * count
+        batch.recount()
+        count = batch.count
+        self.outcomes = [Outcome(0, "", UNANSWERED)] * count
         self.retried = 0
         # For the owner, in monotonic seconds: of the first attempt, and of the next one while
         # that is waited for.
         self.started: float | None = None
         self.due: float | None = None
-        self._outstanding = list(range(count))
+        self._outstanding: Sequence[int] = range(count)
         self._attempts = 0
         self._is_sent = False
         self._lost_answers = 0
@@ -131,12 +132,16 @@ class Delivery:
         """Tell whether there is nothing left to post."""
         return not self._outstanding
 
-    def responses(self, duration: float) -> list[Response]:
-        """Return a response for each event; `duration` in milliseconds."""
-        return [
-            response(outcome.status, duration, metadata, outcome.body, outcome.error)
-            for outcome, metadata in zip(self.outcomes, self.batch.metadata)
-        ]
+    def responses(self, duration: float) -> Iterator[Response]:
+        """Make a response for each event; `duration` in milliseconds."""
+        for outcome, metadata in zip(self.outcomes, self.batch.metadata):
+            yield response(outcome.status, duration, metadata, outcome.body, outcome.error)
+
+    def failures(self) -> list[Outcome]:
+        """Return what was said of the events that were not accepted."""
+        if self.outcomes.count(_ACCEPTED) == len(self.outcomes):
+            return []  # as nearly always, without a look at each
+        return [outcome for outcome in self.outcomes if outcome.error is not None]
 
     def frozen(self) -> Delivery:
         """Return a copy that no later answer changes."""
@@ -145,6 +150,9 @@ class Delivery:
         return twin
 
     def _all(self, outcome: Outcome) -> None:
+        if len(self._outstanding) == len(self.outcomes):
+            self.outcomes = [outcome] * len(self.outcomes)
+            return
         for index in self._outstanding:
             self.outcomes[index] = outcome
 

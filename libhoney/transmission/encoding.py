@@ -122,7 +122,7 @@ def pack(items: Sequence[Item]) -> tuple[bytes, int]:
     memory that it needs. Each time's second is formatted once for all in a row that are of it.
     """
     pieces: list[bytes] = []
-    start, second = 0, _TIME + b"1970-01-01T00:00:00."
+    start, second = 0.0, _TIME + b"1970-01-01T00:00:00."
     last_rate, middle = 1, _RATE + b"1" + _DATA
     end = _END + SEPARATOR
     to = items[0][3]
@@ -133,7 +133,7 @@ def pack(items: Sequence[Item]) -> tuple[bytes, int]:
             last_rate, middle = rate, b"%b%d%b" % (_RATE, rate, _DATA)
         if type(created) is float:
             micros = (created - start) * 1e6 + 0.5
-            if not 0 <= micros < 1e6:
+            if not 0.0 <= micros < 1e6:
                 start, micros, text = _second(created)
                 second = _TIME + text
             pieces += (second, b"%06d" % micros, middle, data, end)
@@ -158,16 +158,16 @@ def fields_json(fields: dict[str, Any]) -> str:
     return json.dumps(_clean(fields))
 
 
-def _second(created: float) -> tuple[int, float, bytes]:
+def _second(created: float) -> tuple[float, float, bytes]:
     """Return a time's second since 1970, the microseconds after it with half a one, and its text.
 
     A time that has no form is taken for now.
     """
     try:
-        start = math.floor(created)
+        start = float(math.floor(created))
         micros = (created - start) * 1e6 + 0.5
         if micros >= 1e6:
-            start, micros = start + 1, micros - 1e6
+            start, micros = start + 1.0, micros - 1e6
         # Not by `datetime`, which crashes where the interpreter ends (CPython 3.13).
         parts = time.gmtime(start)[:6]
         if 1 <= parts[0] <= 9999:  # RFC 3339 has years of four digits

@@ -86,7 +86,7 @@ class QueuedTransmission:
         - `max_concurrent_batches`: requests under way at a time.
         - `block_on_send`: `send` waits for room where too much waits; else the event is dropped.
         - `block_on_response`: wait for room on the response queue; else responses are dropped.
-        - `max_batch_size`: events in a batch, 2,000 without it. A batch has at most 5,000,000
+        - `max_batch_size`: events in a batch, 5,000 without it. A batch has at most 5,000,000
           bytes.
         - `send_frequency`: seconds, or a `timedelta`, after which a batch that is not full leaves.
         - `max_pending`: events that may wait. With or without it, at most 32 MiB of them.
@@ -191,12 +191,12 @@ class QueuedTransmission:
         item = None
         try:
             item = encode(event)
+            intake = self._intake
             # From here on it is sent; this needs no lock.
-            self._intake.append(item)
-            is_long = len(item[0]) > MAX_SHORT
-            if is_long or len(self._intake) >= self._room:
+            intake.append(item)
+            if len(item[0]) > MAX_SHORT or len(intake) >= self._room:
                 self._take_in(item)
-                if is_long and was_cut_down(item[0]):
+                if was_cut_down(item[0]):
                     self._warn(
                         "too large",
                         lambda: f"{_whose(event.fields())} is too large and was cut down",
@@ -475,7 +475,7 @@ class QueuedTransmission:
             # Where `close` gave up, an answer may still come in the meantime.
             delivery = delivery.frozen()
             outcomes = delivery.outcomes
-            failed = [outcome for outcome in outcomes if outcome.error is not None]
+            failed = delivery.failures()
             dropped = [outcome.kind() for outcome in failed if outcome.status == 0]
             self._counts["sent"] += len(outcomes) - len(failed)
             self._counts["refused"] += len(failed) - len(dropped)

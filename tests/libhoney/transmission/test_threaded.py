@@ -155,15 +155,15 @@ def test_max_batch_size_is_obeyed_exactly(receiver: Receiver, make_client: MakeC
     assert sorted(batch_sizes(receiver)) == [5, 10, 10]
 
 
-def test_batches_have_up_to_2000_events_by_default(
+def test_batches_have_up_to_5000_events_by_default(
     receiver: Receiver, make_client: MakeClient
 ) -> None:
-    """Without `max_batch_size` it is 2,000."""
+    """Without `max_batch_size` it is 5,000."""
     client = make_client(send_frequency=60)
-    for number in range(4500):
+    for number in range(10_500):
         send(client, number)
     assert client.flush()
-    assert sorted(batch_sizes(receiver)) == [500, 2000, 2000]
+    assert sorted(batch_sizes(receiver)) == [500, 5000, 5000]
 
 
 def test_batches_are_split_at_5_000_000_bytes(receiver: Receiver, make_client: MakeClient) -> None:
@@ -1198,7 +1198,7 @@ def test_settings_have_these_bounds() -> None:
     """The documented figures."""
     assert batching.MAX_PENDING_BYTES == 32 * 1024 * 1024
     assert batching.MAX_BATCH_BYTES == 5_000_000
-    assert batching.MAX_BATCH_EVENTS == 2_000
+    assert batching.MAX_BATCH_EVENTS == 5_000
 
 
 @pytest.mark.parametrize(
