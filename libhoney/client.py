@@ -54,6 +54,8 @@ class Client(Addressed):
     Also a context manager that closes itself.
     """
 
+    _last_to: tuple[str, str, str] | None = None  # where the last event went
+
     def __init__(
         self,
         writekey: str = "",
@@ -84,7 +86,6 @@ class Client(Addressed):
         self._logger = get_logger("honeycomb-sdk", debug)
         self._to = api_host, writekey, self._choose_dataset(writekey, dataset)
         self.sample_rate = check_sample_rate(sample_rate)
-        self._last_to: tuple[str, str, str] | None = None  # where the last event went
         self.fields = FieldHolder()
         self.block_on_response = block_on_response
         own_transmission = transmission.Transmission(  # made in any case: it checks the settings
