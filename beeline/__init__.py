@@ -12,7 +12,6 @@ from collections.abc import Mapping
 
 from beeline import core, decorators
 from beeline.aiotrace import AsyncioTracer
-from beeline.context import get_active
 from beeline.core import USER_AGENT_ADDITION, Beeline
 from beeline.trace import Span, SpanScope, SynchronousTracer
 from beeline.version import VERSION
@@ -167,12 +166,7 @@ def close(timeout: float = 10.0) -> bool:
 def add_context(data: Mapping[str, Any]) -> None:
     """Add fields to the active span."""
     if _GBL is not None:
-        span = get_active()  # as the tracer does: its call is 1.6 % of a span's instructions
-        if span is not None:
-            if type(data) is dict:
-                span._data.update(data)
-            else:
-                span.add_context(data)
+        _GBL.tracer_impl.add_context(data)
 
 
 def add_context_field(name: str, value: Any) -> None:

@@ -54,8 +54,6 @@ class Client(Addressed):
     Also a context manager that closes itself.
     """
 
-    _last_to: tuple[str, str, str] | None = None  # where the last event went
-
     def __init__(
         self,
         writekey: str = "",
@@ -169,7 +167,7 @@ class Client(Addressed):
             to = event._to
         except AttributeError:  # an event of the user's own kind
             to = event.api_host, event.writekey, event.dataset
-        if event._data and (to is self._last_to or self._is_complete(to)):
+        if event._data and to[0] and to[1] and to[2]:
             try:
                 self.xmit.send(event)
             except Exception:
@@ -184,13 +182,6 @@ class Client(Addressed):
                 self.log("event %s goes to dataset %s", event._data.get("name"), event.dataset)
         else:
             self._refuse(event)
-
-    def _is_complete(self, to: tuple[str, str, str]) -> bool:
-        """Tell whether something can be sent there."""
-        if not (to[0] and to[1] and to[2]):
-            return False
-        self._last_to = to
-        return True
 
     def _refuse(self, event: Event) -> None:
         missing = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import sys
 import threading
-from collections.abc import Iterable
 from typing import Any, Callable, Protocol
 
 Response = dict[str, Any]
@@ -64,7 +63,7 @@ class ResponseQueue(queue.Queue[Any]):
             self.not_full = threading.Condition(self.mutex)
             self.all_tasks_done = threading.Condition(self.mutex)
 
-    def offer(self, responses: Iterable[Response]) -> None:
+    def offer(self, responses: list[Response]) -> None:
         """Put as many as there is room for, without waiting."""
         if not hasattr(self, "mutex"):  # gevent's
             try:

@@ -25,9 +25,10 @@ from libhoney.transmission.encoding import (
     pack,
 )
 
-# The receiver's limits for one request, before compression.
+# The receiver's limit for one request, before compression.
 MAX_BATCH_BYTES = 5_000_000
-MAX_BATCH_EVENTS = 5_000
+# As many as the response queue has room for: who reads it gets a response for each event.
+MAX_BATCH_EVENTS = 2_000
 # What may wait in memory: encoded events, those under way included.
 MAX_PENDING_BYTES = 32 * 1024 * 1024
 # Events that may wait for a place in a batch, and bytes of the fields of one that may.

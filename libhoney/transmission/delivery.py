@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -132,10 +132,12 @@ class Delivery:
         """Tell whether there is nothing left to post."""
         return not self._outstanding
 
-    def responses(self, duration: float) -> Iterator[Response]:
-        """Make a response for each event; `duration` in milliseconds."""
-        for outcome, metadata in zip(self.outcomes, self.batch.metadata):
-            yield response(outcome.status, duration, metadata, outcome.body, outcome.error)
+    def responses(self, duration: float) -> list[Response]:
+        """Return a response for each event; `duration` in milliseconds."""
+        return [
+            response(outcome.status, duration, metadata, outcome.body, outcome.error)
+            for outcome, metadata in zip(self.outcomes, self.batch.metadata)
+        ]
 
     def failures(self) -> list[Outcome]:
         """Return what was said of the events that were not accepted."""

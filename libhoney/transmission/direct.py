@@ -25,8 +25,8 @@ from urllib.parse import urlsplit
 from libhoney.transmission import lifecycle
 from libhoney.transmission.delivery import MAX_ANSWER_BYTES
 
-# What the answer for a full batch takes: it is read at once, as a request is sent.
-_ANSWER_BYTES = 81_920
+# What the answer for a usual batch takes: it is read at once, as a request is sent.
+_ANSWER_BYTES = 32_768
 # Hosts whose idle connections are kept.
 _MAX_HOSTS = 10
 # Seconds after an answer in which no server ends a connection for its being idle, and seconds for

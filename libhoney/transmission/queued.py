@@ -86,7 +86,7 @@ class QueuedTransmission:
         - `max_concurrent_batches`: requests under way at a time.
         - `block_on_send`: `send` waits for room where too much waits; else the event is dropped.
         - `block_on_response`: wait for room on the response queue; else responses are dropped.
-        - `max_batch_size`: events in a batch, 5,000 without it. A batch has at most 5,000,000
+        - `max_batch_size`: events in a batch, 2,000 without it. A batch has at most 5,000,000
           bytes.
         - `send_frequency`: seconds, or a `timedelta`, after which a batch that is not full leaves.
         - `max_pending`: events that may wait. With or without it, at most 32 MiB of them.
@@ -191,10 +191,9 @@ class QueuedTransmission:
         item = None
         try:
             item = encode(event)
-            intake = self._intake
             # From here on it is sent; this needs no lock.
-            intake.append(item)
-            if len(item[0]) > MAX_SHORT or len(intake) >= self._room:
+            self._intake.append(item)
+            if len(item[0]) > MAX_SHORT or len(self._intake) >= self._room:
                 self._take_in(item)
                 if was_cut_down(item[0]):
                     self._warn(

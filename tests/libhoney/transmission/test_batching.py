@@ -66,14 +66,14 @@ def test_batch_is_what_max_batch_size_says() -> None:
     assert some.take() is None
 
 
-def test_without_max_batch_size_a_batch_has_up_to_5000_events() -> None:
+def test_without_max_batch_size_a_batch_has_up_to_2000_events() -> None:
     """The default for events."""
     some = batcher()
-    for number in range(5001):
+    for number in range(2001):
         add(some, HERE, number)
     batch = some.take()
     assert batch is not None
-    assert batch.count == 5000
+    assert batch.count == 2000
     assert some.take() is None
 
 

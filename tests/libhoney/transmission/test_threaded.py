@@ -155,15 +155,28 @@ def test_max_batch_size_is_obeyed_exactly(receiver: Receiver, make_client: MakeC
     assert sorted(batch_sizes(receiver)) == [5, 10, 10]
 
 
-def test_batches_have_up_to_5000_events_by_default(
+def test_batches_have_up_to_2000_events_by_default(
     receiver: Receiver, make_client: MakeClient
 ) -> None:
-    """Without `max_batch_size` it is 5,000."""
+    """Without `max_batch_size` it is 2,000."""
     client = make_client(send_frequency=60)
-    for number in range(10_500):
+    for number in range(4500):
         send(client, number)
     assert client.flush()
-    assert sorted(batch_sizes(receiver)) == [500, 5000, 5000]
+    assert sorted(batch_sizes(receiver)) == [500, 2000, 2000]
+
+
+def test_responses_for_a_full_batch_fit_the_queue(
+    receiver: Receiver, make_client: MakeClient
+) -> None:
+    """With the defaults of both, nobody reads yet, and none is lost."""
+    client = make_client(send_frequency=60)
+    for number in range(2000):
+        send(client, number)
+    assert client.flush()
+    assert batch_sizes(receiver) == [2000]
+    told = [client.responses().get_nowait()["metadata"] for _ in range(2000)]
+    assert sorted(told) == list(range(2000))
 
 
 def test_batches_are_split_at_5_000_000_bytes(receiver: Receiver, make_client: MakeClient) -> None:
@@ -1198,7 +1211,7 @@ def test_settings_have_these_bounds() -> None:
     """The documented figures."""
     assert batching.MAX_PENDING_BYTES == 32 * 1024 * 1024
     assert batching.MAX_BATCH_BYTES == 5_000_000
-    assert batching.MAX_BATCH_EVENTS == 5_000
+    assert batching.MAX_BATCH_EVENTS == 2_000
 
 
 @pytest.mark.parametrize(
