@@ -171,11 +171,12 @@ def test_responses_for_a_full_batch_fit_the_queue(
 ) -> None:
     """With the defaults of both, nobody reads yet, and none is lost."""
     client = make_client(send_frequency=60)
-    for number in range(2000):
+    count = batching.MAX_BATCH_EVENTS
+    for number in range(count):
         send(client, number)
     assert client.flush()
-    assert batch_sizes(receiver) == [2000]
-    assert sorted(one["metadata"] for one in answers(client)) == list(range(2000))
+    assert batch_sizes(receiver) == [count]
+    assert sorted(one["metadata"] for one in answers(client)) == list(range(count))
 
 
 def test_batches_are_split_at_5_000_000_bytes(receiver: Receiver, make_client: MakeClient) -> None:
