@@ -140,11 +140,11 @@ class QueuedTransmission:
         # With so many in the intake, whoever sends the last of them takes all in. More than one
         # only while a batch is open, since somebody comes back for that in time.
         self._room = 1
-        # Dropped events that are told of when the lock is free: a reader of responses may hold that
-        # queue's lock while a signal handler of its own waits for this one.
-        # The thread that refused one tells of it, before its `send` is over.
-        self._refused: dict[int, tuple[int, Item, str]] = {}
-        self._refusals = itertools.count()
+        # What is told of events when the lock is free, by the thread that left it before its `send`
+        # is over: who holds the lock of the response queue or of a log's handler may send an event
+        # from a destructor or a signal handler, and wait for this one.
+        self._untold: dict[int, tuple[int, Callable[[], None]]] = {}
+        self._untold_numbers = itertools.count()
         self._settled = threading.Condition(self._lock)
         self._batcher = Batcher(
             time.monotonic, self._max_batch_size, self._send_frequency, self._max_pending
@@ -196,9 +196,12 @@ class QueuedTransmission:
             if len(item[0]) > MAX_SHORT or len(self._intake) >= self._room:
                 self._take_in(item)
                 if was_cut_down(item[0]):
-                    self._warn(
-                        "too large",
-                        lambda: f"{_whose(event.fields())} is too large and was cut down",
+                    self._tell(
+                        partial(
+                            self._warn,
+                            "too large",
+                            lambda: f"{_whose(event.fields())} is too large and was cut down",
+                        )
                     )
         except BaseException as error:
             ours = isinstance(error, Exception)  # else a signal handler's, or one gevent throws
@@ -336,7 +339,11 @@ class QueuedTransmission:
     def _refuse(self, item: Item, reason: str) -> None:
         """Count an event that is not sent; `_act` tells of it. Called with the lock held."""
         self._dropped[reason] += 1
-        self._refused[next(self._refusals)] = (get_ident(), item, reason)
+        self._tell(partial(self._tell_refused, item, reason))
+
+    def _tell_refused(self, item: Item, reason: str) -> None:
+        self._tell_dropped(item[4], reason)
+        self._warn(reason, lambda: f"{_whose(loads(item[0]))}: {reason}")
 
     def _make_all_ready(self) -> list[Batch]:
         """Let all leave that was sent before; return its batches. Called with the lock held."""
@@ -348,7 +355,7 @@ class QueuedTransmission:
 
     def _drop(self, event: Any, reason: str) -> None:
         self.report_dropped(getattr(event, "metadata", None), reason)
-        self._warn(reason, lambda: f"{_whose(event.fields())}: {reason}")
+        self._tell(partial(self._warn, reason, lambda: f"{_whose(event.fields())}: {reason}"))
 
     def _warn(self, kind: str, message: Callable[[], str]) -> None:
         warn_of_trouble(self._logger, kind, message)
@@ -357,7 +364,14 @@ class QueuedTransmission:
         """Put a response for an event that is not sent, and count it. Never raise or wait."""
         with self._lock:
             self._dropped[reason] += 1
-        self._tell_dropped(metadata, reason)
+        self._tell(partial(self._tell_dropped, metadata, reason))
+
+    def _tell(self, tell: Callable[[], None]) -> None:
+        """Tell of an event now, or leave it to `_act` where this thread holds the lock."""
+        if self._is_inside():
+            self._untold[next(self._untold_numbers)] = (get_ident(), tell)
+        else:
+            tell()
 
     def _tell_dropped(self, metadata: Any, reason: str) -> None:
         if self._responses.has_room():
@@ -421,13 +435,11 @@ class QueuedTransmission:
 
     def _act(self, for_all: bool = False) -> None:
         """Do what was left for when the lock is free, by this thread or by all."""
-        if not self._refused or self._is_inside():
+        if not self._untold or self._is_inside():
             return
-        for number, (ident, item, reason) in self._refused.copy().items():
-            is_mine = for_all or ident == get_ident()
-            if is_mine and self._refused.pop(number, None) is not None:
-                self._tell_dropped(item[4], reason)
-                self._warn(reason, partial(_refusal, item, reason))
+        for number, (ident, tell) in self._untold.copy().items():
+            if (for_all or ident == get_ident()) and self._untold.pop(number, None) is not None:
+                tell()
 
     def _may_wait(self) -> bool:
         """Tell whether room may come while the caller waits. Called with the lock held."""
@@ -563,10 +575,6 @@ def _whose(fields: Any) -> str:
         return f"event {' '.join(told)!r}" if told else "an event"
     except Exception:
         return "an event"
-
-
-def _refusal(item: Item, reason: str) -> str:
-    return f"{_whose(loads(item[0]))}: {reason}"
 
 
 def _failure(delivery: Delivery, failed: list[Outcome]) -> str:

@@ -249,6 +249,61 @@ def test_a_reader_of_responses_may_be_interrupted_by_one_who_sends(
     }
 
 
+class Unencodable:
+    """An event of an application's own kind that cannot be sent."""
+
+    metadata = "unencodable"
+
+    def fields(self) -> dict[str, Any]:
+        return {"name": "unencodable"}
+
+
+def test_an_event_refused_inside_a_section_waits_for_nobody(make: Make) -> None:
+    """A signal handler's, or a destructor's, while its thread holds the transmission's lock: others
+    may hold the response queue's or a log handler's and want that one, for their own destructors
+    send too. It is told of afterwards."""
+    client = make(send_frequency=60)
+    logger = logging.getLogger("honeycomb-sdk")
+    handler = logging.Handler()
+    logged: list[str] = []
+    handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    inside, held = threading.Event(), threading.Event()
+
+    def refuse() -> None:
+        with client.xmit._lock:
+            inside.set()
+            assert held.wait(LONG)
+            client.xmit.send(Unencodable())
+            client.send_dropped_response(client.new_event({"name": "sampled"}))
+            long = client.new_event({"name": "long", "text": "x" * 70_000})
+            long.send()
+
+    def tell() -> None:
+        assert inside.wait(LONG)
+        with client.responses().mutex:
+            handler.acquire()
+            try:
+                held.set()
+                send(client, "while telling")
+            finally:
+                handler.release()
+
+    try:
+        in_time(refuse, tell)
+        assert client.flush(LONG)
+    finally:
+        logger.removeHandler(handler)
+    dropped = {one["metadata"]: one["error"] for one in answers(client) if one["error"]}
+    assert dropped == {
+        "unencodable": "event dropped; it cannot be encoded: AttributeError",
+        None: "event dropped due to sampling",
+    }
+    assert len(logged) == 2, logged
+    assert "unencodable" in logged[0]
+    assert "was cut down" in logged[1]
+
+
 def test_a_send_waits_for_room_for_its_own_event_alone(receiver: Receiver, make: Make) -> None:
     """It goes on when that has room, though another's still waits for some."""
     receiver.always(HANG)
