@@ -24,7 +24,12 @@ class Application:
 
     def init(self, **settings: Any) -> None:
         """Initialise Beeline, with other settings than the usual where they are given."""
-        usual = {"writekey": KEY, "service_name": "shop", "api_host": self.receiver.url}
+        usual = {
+            "writekey": KEY,
+            "service_name": "shop",
+            "api_host": self.receiver.url,
+            "max_concurrent_batches": 1,  # events arrive in the order in which they are sent
+        }
         beeline.init(**{**usual, **settings})
 
     def sent(self) -> list[dict[str, Any]]:

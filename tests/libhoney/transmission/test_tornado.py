@@ -1026,10 +1026,12 @@ def test_tornados_own_children(receiver: Receiver) -> None:
 from tornado import httpserver, web
 
 class Handler(web.RequestHandler):
-    def get(self, name):
-        send(name)
+    async def get(self, name):
         if name == "stop":
+            server.stop()  # the other child is to have the next one
+            await client.xmit.drain()  # what is under way when a loop stops is sent again
             IOLoop.current().add_callback(IOLoop.current().stop)
+        send(name)
 
 server = httpserver.HTTPServer(web.Application([("/(.*)", Handler)]))
 server.bind(0, "127.0.0.1")
