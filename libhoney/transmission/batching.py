@@ -186,9 +186,10 @@ class Batcher:
         max_pending_bytes: int = MAX_PENDING_BYTES,
     ) -> None:
         self._clock = clock
-        self._max_events = max_batch_size or MAX_BATCH_EVENTS
         self._max_age = max_age
         self._max_pending = max_pending if max_pending is not None else sys.maxsize
+        # While one batch is under way there is room for the next one.
+        self._max_events = max_batch_size or max(1, min(MAX_BATCH_EVENTS, self._max_pending // 2))
         self.max_pending_bytes = max_pending_bytes
         self._mark: object = None  # the last that `take_in` was about to add
         # When the intake was last found empty, if a batch was open then.

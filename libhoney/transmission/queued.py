@@ -86,8 +86,8 @@ class QueuedTransmission:
         - `max_concurrent_batches`: requests under way at a time.
         - `block_on_send`: `send` waits for room where too much waits; else the event is dropped.
         - `block_on_response`: wait for room on the response queue; else responses are dropped.
-        - `max_batch_size`: events in a batch, 2,000 without it. A batch has at most 5,000,000
-          bytes.
+        - `max_batch_size`: events in a batch; without it 2,000, or half of `max_pending` where that
+          is less. A batch has at most 5,000,000 bytes.
         - `send_frequency`: seconds, or a `timedelta`, after which a batch that is not full leaves.
         - `max_pending`: events that may wait. With or without it, at most 32 MiB of them.
         - `max_responses`: size of the response queue, 0 for no bound.

@@ -288,6 +288,28 @@ def test_batch_has_one_destination() -> None:
     assert all(batch.metadata == [tuple(batch.destination)] * 2 for batch in taken)
 
 
+@pytest.mark.parametrize(("max_pending", "size"), [(1, 1), (7, 3), (3_999, 1_999), (4_001, 2_000)])
+def test_a_batch_leaves_half_of_max_pending_free(max_pending: int, size: int) -> None:
+    """Or a burst that needs no loss would fill it before any batch is ready."""
+    some = batcher(max_pending=max_pending)
+    for number in range(size):
+        assert some.take() is None
+        add(some, HERE, number)
+    batch = some.take()
+    assert batch is not None
+    assert batch.count == size
+
+
+def test_max_batch_size_holds_beside_max_pending() -> None:
+    """Who sets both has both."""
+    some = batcher(max_pending=10, max_batch_size=8)
+    for number in range(7):
+        add(some, HERE, number)
+    assert some.take() is None
+    add(some, HERE, 7)
+    assert some.take() is not None
+
+
 def test_max_pending_counts_events_under_way() -> None:
     """There is room again when a batch is settled, not when it is taken."""
     some = batcher(max_pending=2)
