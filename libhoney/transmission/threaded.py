@@ -7,6 +7,7 @@ import math
 import sys
 import threading
 import time
+from types import BuiltinFunctionType
 from typing import Any
 
 from libhoney.transmission import lifecycle
@@ -158,6 +159,7 @@ class Transmission(QueuedTransmission):
         with self._lock:
             self._threads.add(threading.current_thread())
         try:
+            _shun_signals()
             _ready_gevent()
             while True:
                 delivery = self._wait_for_delivery()
@@ -327,6 +329,26 @@ def _may_pass(error: Exception) -> bool:
     http = sys.modules.get("libhoney.transmission.session")
     passing = getattr(http, "PASSING", (OSError, RuntimeError))
     return isinstance(error, passing) and not isinstance(error, ValueError)
+
+
+def _shun_signals() -> None:
+    """Leave signals to the application's threads.
+
+    A handler in C runs in whichever thread the system chooses: uWSGI's ends the interpreter there,
+    which hangs in any thread but its own. Python's run in the main one, but what that one waits in
+    is interrupted only by a signal that reaches it.
+    """
+    import _thread
+
+    if type(_thread.start_new_thread) is not BuiltinFunctionType:
+        return  # gevent's or eventlet's: this is the application's thread
+    with lifecycle.ImportGuard():
+        import signal
+    if sys.platform != "win32":
+        # A thread's own faults and, for profilers, its time.
+        own = {"SEGV", "BUS", "FPE", "ILL", "SYS", "TRAP", "PROF", "VTALRM"}
+        kept = {getattr(signal, f"SIG{name}", None) for name in own}
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - kept)
 
 
 def _ready_gevent() -> None:

@@ -56,6 +56,12 @@ class TornadoTransmission(QueuedTransmission):
         self._sender: _Sender | None = None
         self._ends_late = False
 
+    def after_fork(self) -> None:
+        """Start afresh in a forked child; what waited is the parent's to send."""
+        if self._sender is not None:
+            self._sender.abandon()  # the child may run its copy of the loop
+        super().after_fork()
+
     def start(self) -> None:
         """Be ready for events, also after `close`; on a running loop, be bound to it."""
         super().start()
@@ -278,9 +284,13 @@ class _Sender:
 
     def stop(self) -> None:
         """Give up what is under way, and end."""
+        self.abandon()
+        self._call(self._cancel)
+
+    def abandon(self) -> None:
+        """Take no more, and leave what is under way to itself."""
         self._is_stopped = True
         self.under_way.clear()
-        self._call(self._cancel)
 
     async def deliver(self, batches: set[Batch], deadline: float) -> None:
         """Deliver these batches; hand back what was not answered by the deadline."""

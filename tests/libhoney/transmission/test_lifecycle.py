@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import collections
 import os
+import signal
 import sys
 import threading
 import time
+from importlib.util import find_spec
 
 import pytest
 
@@ -20,6 +22,41 @@ forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def names(receiver: Receiver) -> dict[str, int]:
     """Return how often each event arrived."""
     return dict(collections.Counter(str(event.data["name"]) for event in receiver.events))
+
+
+# Signals
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigpending"), reason="signals go to any thread here")
+def test_signals_are_for_the_threads_of_the_application(run_program: RunProgram) -> None:
+    """One that these do not want now waits for them: no thread of ours takes it."""
+    run_program(
+        """
+        signal.signal(signal.SIGUSR1, lambda *_: send("handled"))
+        send("one")
+        assert libhoney.state.G_CLIENT.flush()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        os.kill(os.getpid(), signal.SIGUSR1)
+        send("two")  # a sender that may take it wakes, if not before
+        assert libhoney.state.G_CLIENT.flush()
+        assert signal.sigpending() == {signal.SIGUSR1}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+        """
+    )
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="there are no signals")
+@pytest.mark.skipif(find_spec("gevent") is None, reason="gevent is not installed")
+def test_greenlets_take_no_signals_from_the_application(run_program: RunProgram) -> None:
+    """They run in its own thread."""
+    run_program(
+        """
+        send("one")
+        assert libhoney.state.G_CLIENT.flush()
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
+        """,
+        init="from gevent import monkey\nmonkey.patch_all()\ninit()\n",
+    )
 
 
 # Exit

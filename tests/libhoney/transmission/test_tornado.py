@@ -1003,6 +1003,31 @@ async def main():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_that_ends_its_copy_of_a_loop_loses_nothing(receiver: Receiver) -> None:
+    code = """
+import time
+
+client.xmit = TornadoTransmission(send_frequency=0.001)
+client.xmit.start()
+
+async def main():
+    send("before")
+    pid = os.fork()
+    if pid == 0:
+        send("child")
+        time.sleep(0.01)  # it is due when the loop ends
+        sys.exit(0)
+    send("parent")
+    assert os.waitpid(pid, 0)[1] == 0
+
+asyncio.run(main())
+"""
+    run(code, receiver, "-W", "ignore::DeprecationWarning")
+
+    assert names(receiver) == ["before", "child", "parent"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_child_of_fork_has_a_loop_of_its_own(receiver: Receiver) -> None:
     code = """
 async def main(name):
