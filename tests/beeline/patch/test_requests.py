@@ -575,7 +575,8 @@ class TestInstallation:
             with pytest.raises(requests.ConnectionError):
                 requests.get("http://other.example/", timeout=9)
             (asked,) = (call.request for call in double.calls[:1])
-        first, second = sent.named("requests_get")
+        spans = {span["request.url"]: span for span in sent.named("requests_get")}
+        first, second = spans["http://shop.example/x"], spans["http://other.example/"]
         assert f"parent_id={first['trace.span_id']}" in asked.headers[HEADER]
         assert first["response.content_type"] == "application/json"
         assert second["request.error_type"] == "<class 'requests.exceptions.ConnectionError'>"
