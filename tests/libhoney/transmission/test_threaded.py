@@ -750,7 +750,7 @@ def test_refusal_is_told_with_the_servers_words(
 ) -> None:
     """One request, and for each event its status and body."""
     receiver.order(Answer(status=status, body={"error": "no such luck"}))
-    client = make_client()
+    client = make_client(send_frequency=60)
     send(client, 1)
     send(client, 2)
     assert client.flush()
@@ -803,7 +803,7 @@ def test_close_that_cuts_a_retry_short_tells_the_last_status(
 def test_single_events_are_retried_alone(receiver: Receiver, make_client: MakeClient) -> None:
     """Per-event 429 and 500 go again, without those that were taken or are bad."""
     receiver.order(Answer(statuses=[202, 429, {"status": 400, "error": "bad event"}, 500]))
-    client = make_client()
+    client = make_client(send_frequency=60)
     for number in range(5):
         send(client, number)
     assert client.flush()
@@ -831,7 +831,7 @@ def test_poor_answer_still_gives_one_response_for_each_event(
 ) -> None:
     """Short arrays and what is no JSON: one response for each, and the sender lives on."""
     receiver.order(answer)
-    client = make_client(max_concurrent_batches=1)
+    client = make_client(send_frequency=60)
     for number in range(3):
         send(client, number)
     assert client.flush()
