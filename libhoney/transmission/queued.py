@@ -140,9 +140,9 @@ class QueuedTransmission:
         # With so many in the intake, whoever sends the last of them takes all in. More than one
         # only while a batch is open, since somebody comes back for that in time.
         self._room = 1
-        # What is told of events when the lock is free, by the thread that left it before its `send`
-        # is over: who holds the lock of the response queue or of a log's handler may send an event
-        # from a destructor or a signal handler, and wait for this one.
+        # What is told of events once the lock is free, by the thread that left it: another that
+        # holds the response queue's lock, or a log handler's, may itself be waiting for this one (a
+        # destructor or a signal handler sends there).
         self._untold: dict[int, tuple[int, Callable[[], None]]] = {}
         self._untold_numbers = itertools.count()
         self._settled = threading.Condition(self._lock)
@@ -165,13 +165,13 @@ class QueuedTransmission:
         `queued`, `sent` (accepted by the server), `refused` (with an answer), `dropped` (by
         reason), `retried`: events. `batches`: requests made. `bytes`: as sent, compressed.
         """
+        names = ("queued", "sent", "refused", "retried", "batches", "bytes")
         with self._lock:
-            counts = {
-                name: self._counts[name]
-                for name in ("queued", "sent", "refused", "retried", "batches", "bytes")
-            }
+            counts: dict[str, Any] = {name: self._counts[name] for name in names}
             counts["queued"] += self._batcher.pending + len(self._intake)
-            return {**counts, "dropped": dict(self._dropped)}
+            counts["dropped"] = dict(self._dropped)
+        self._act()
+        return counts
 
     def start(self) -> None:
         """Be ready for events, also after `close`."""
@@ -372,6 +372,12 @@ class QueuedTransmission:
             self._untold[next(self._untold_numbers)] = (get_ident(), tell)
         else:
             tell()
+            self._act()
+
+    def _has_to_tell(self) -> bool:
+        if not self._untold:
+            return False
+        return any(ident == get_ident() for ident, _ in self._untold.copy().values())
 
     def _tell_dropped(self, metadata: Any, reason: str) -> None:
         if self._responses.has_room():
@@ -425,6 +431,8 @@ class QueuedTransmission:
             self._is_torn = True
             self._mend()
             raise
+        finally:
+            self._act()
 
     def _flush(self, timeout: float) -> bool:
         raise NotImplementedError
@@ -434,8 +442,8 @@ class QueuedTransmission:
         raise NotImplementedError
 
     def _act(self, for_all: bool = False) -> None:
-        """Do what was left for when the lock is free, by this thread or by all."""
-        if not self._untold or self._is_inside():
+        """Do what this thread left for when the lock is free; with `for_all` whatever is left."""
+        if not self._untold or (self._is_inside() and not for_all):
             return
         for number, (ident, tell) in self._untold.copy().items():
             if (for_all or ident == get_ident()) and self._untold.pop(number, None) is not None:

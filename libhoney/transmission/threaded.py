@@ -156,17 +156,16 @@ class Transmission(QueuedTransmission):
         return threading.current_thread() not in self._threads and lifecycle.threads_may_start()
 
     def _run(self) -> None:
+        _shun_signals()
         with self._lock:
             self._threads.add(threading.current_thread())
         try:
-            _shun_signals()
             _ready_gevent()
-            while True:
+            while not self._ended:
                 delivery = self._wait_for_delivery()
-                if delivery is None:
-                    return
                 self._act()
-                self._attempt(delivery)
+                if delivery is not None:
+                    self._attempt(delivery)
                 del delivery  # with its batch, while this waits for the next one
         finally:
             with self._lock:
@@ -176,6 +175,7 @@ class Transmission(QueuedTransmission):
             self._act()
 
     def _wait_for_delivery(self) -> Delivery | None:
+        """Return the next one, or None at the end and where something is to be told first."""
         with self._lock:
             while True:
                 if self._ended:
@@ -191,6 +191,8 @@ class Transmission(QueuedTransmission):
                     elif due is not None:
                         self._wake.notify()
                     return delivery
+                if self._has_to_tell():  # a destructor has run here
+                    return None
                 keeps_time = due is not None and due < self._kept_due
                 self._idle += 1
                 try:
@@ -332,23 +334,28 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _shun_signals() -> None:
-    """Leave signals to the application's threads.
+    """Under uWSGI, leave signals to its own threads.
 
-    A handler in C runs in whichever thread the system chooses: uWSGI's ends the interpreter there,
-    which hangs in any thread but its own. Python's run in the main one, but what that one waits in
-    is interrupted only by a signal that reaches it.
+    Its handler ends the interpreter in whichever thread the system gave the signal to, and hangs in
+    any but its own. Elsewhere signals stay as they are: a process that a log handler or a statsd
+    client starts here would have them blocked as well.
     """
-    import _thread
+    if "uwsgi" not in sys.modules or sys.platform == "win32":
+        return
+    try:
+        import _thread
 
-    if type(_thread.start_new_thread) is not BuiltinFunctionType:
-        return  # gevent's or eventlet's: this is the application's thread
-    with lifecycle.ImportGuard():
-        import signal
-    if sys.platform != "win32":
+        with lifecycle.ImportGuard():
+            import signal
+
+        if type(_thread.start_new_thread) is not BuiltinFunctionType:
+            return  # gevent's: this is the application's thread
         # A thread's own faults and, for profilers, its time.
         own = {"SEGV", "BUS", "FPE", "ILL", "SYS", "TRAP", "PROF", "VTALRM"}
         kept = {getattr(signal, f"SIG{name}", None) for name in own}
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - kept)
+    except Exception:
+        return
 
 
 def _ready_gevent() -> None:

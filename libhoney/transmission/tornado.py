@@ -85,6 +85,7 @@ class TornadoTransmission(QueuedTransmission):
         if not (sender is not None and sender.loop.is_running()) and not self._is_inside():
             with self._lock:
                 self._notify()
+            self._act()
 
     def _leave_inside(self) -> None:
         sender = self._sender

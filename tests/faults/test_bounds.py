@@ -304,6 +304,56 @@ def test_an_event_refused_inside_a_section_waits_for_nobody(make: Make) -> None:
     assert "was cut down" in logged[1]
 
 
+@pytest.mark.parametrize("ending", ["flush", "close"])
+def test_an_event_refused_inside_a_section_is_told_before_the_end(make: Make, ending: str) -> None:
+    """As where a signal handler that sends flushes or closes as well."""
+    client = make()
+    with client.xmit._lock:
+        client.xmit.send(Unencodable())
+        assert getattr(client, ending)(LONG)
+    found = [client.responses().get_nowait() for _ in range(client.responses().qsize())]
+    assert [one and one["metadata"] for one in found] == [
+        "unencodable",
+        *([None] if ending == "close" else []),
+    ]
+
+
+def test_what_was_left_in_a_section_is_told_with_what_follows(make: Make) -> None:
+    """Without a flush, or another event that is sent."""
+    client = make()
+    with client.xmit._lock:
+        client.xmit.send(Unencodable())
+    assert told(client) == {}
+    client.send_dropped_response(client.new_event({"name": "sampled"}))
+    assert set(told(client)) == {"unencodable", None}
+    with client.xmit._lock:
+        client.xmit.send(Unencodable())
+    assert client.xmit.stats["queued"] == 0
+    assert list(told(client)) == ["unencodable"]
+
+
+def test_what_a_sender_was_made_to_refuse_is_told_before_it_waits(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A destructor runs in a sender's section, and nothing follows."""
+    client = Client(KEY, "things", api_host=receiver.url, send_frequency=0.01)
+    batcher = client.xmit._batcher
+    take = batcher.take
+
+    def take_and_destroy() -> Any:
+        batch = take()
+        if not batcher.pending:  # it is about to wait for the next one
+            monkeypatch.undo()
+            client.xmit.send(Unencodable())
+        return batch
+
+    monkeypatch.setattr(batcher, "take", take_and_destroy)
+    send(client, "one")
+    found = [client.responses().get(timeout=LONG)["metadata"] for _ in range(2)]
+    assert sorted(found) == ["one", "unencodable"]
+    client.close()
+
+
 def test_a_send_waits_for_room_for_its_own_event_alone(receiver: Receiver, make: Make) -> None:
     """It goes on when that has room, though another's still waits for some."""
     receiver.always(HANG)

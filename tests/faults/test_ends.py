@@ -242,8 +242,7 @@ def test_sigterm_ends_a_program_at_once(receiver: Receiver, start: Start) -> Non
     receiver.wait_for(60)
     program.terminate()
     finish(program, -signal.SIGTERM)
-    found = names(receiver)
-    assert found == set(range(len(found)))
+    assert names(receiver) >= set(range(50))
 
 
 @signals

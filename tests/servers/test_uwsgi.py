@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -235,6 +236,23 @@ def test_reload(receiver: Receiver) -> None:
         server.ask_all()
         server.end()
     check(receiver, server.asked, 2)
+
+
+def test_signals_are_for_its_own_threads(receiver: Receiver) -> None:
+    """A worker's handler ends the interpreter where the system runs it: not in a sender."""
+    with uwsgi(receiver, *MASTER, "--enable-threads", SEND_FREQUENCY="0.05") as server:
+        workers = server.ask_all()
+        receiver.wait_for(server.asked * 2)
+        for worker in workers:
+            blocked = {}
+            for thread in Path(f"/proc/{worker}/task").iterdir():
+                status = (thread / "status").read_text()
+                (mask,) = re.findall(r"^SigBlk:\s*(\w+)$", status, re.MULTILINE)
+                blocked[thread.name] = int(mask, 16) >> (signal.SIGINT - 1) & 1
+            assert blocked.pop(worker) == 0
+            assert blocked  # senders
+            assert set(blocked.values()) == {1}
+        server.end()
 
 
 RECIPE = """

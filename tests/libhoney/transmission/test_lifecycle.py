@@ -27,35 +27,23 @@ def names(receiver: Receiver) -> dict[str, int]:
 # Signals
 
 
-@pytest.mark.skipif(not hasattr(signal, "sigpending"), reason="signals go to any thread here")
-def test_signals_are_for_the_threads_of_the_application(run_program: RunProgram) -> None:
-    """One that these do not want now waits for them: no thread of ours takes it."""
-    run_program(
-        """
-        signal.signal(signal.SIGUSR1, lambda *_: send("handled"))
-        send("one")
-        assert libhoney.state.G_CLIENT.flush()
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-        os.kill(os.getpid(), signal.SIGUSR1)
-        send("two")  # a sender that may take it wakes, if not before
-        assert libhoney.state.G_CLIENT.flush()
-        assert signal.sigpending() == {signal.SIGUSR1}
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
-        """
-    )
-
-
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="there are no signals")
 @pytest.mark.skipif(find_spec("gevent") is None, reason="gevent is not installed")
 def test_greenlets_take_no_signals_from_the_application(run_program: RunProgram) -> None:
-    """They run in its own thread."""
+    """Under uWSGI threads of ours shun them, but greenlets run in its own thread."""
     run_program(
         """
         send("one")
         assert libhoney.state.G_CLIENT.flush()
         assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
         """,
-        init="from gevent import monkey\nmonkey.patch_all()\ninit()\n",
+        init="""
+        import types
+        from gevent import monkey
+        monkey.patch_all()
+        sys.modules["uwsgi"] = types.ModuleType("uwsgi")
+        init()
+        """,
     )
 
 
