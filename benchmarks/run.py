@@ -244,13 +244,19 @@ def _deliver(
     }
 
 
+_SPANS = 10  # of a trace, as `pipeline.py` makes them
+_SECONDS = 5  # that a Beeline is measured at full speed
+
+
 def _full_speed(threads: int, prefix: str) -> Callable[[Target, int], dict[str, float]]:
     def measure(target: Target, scale: int) -> dict[str, float]:
         usual = _deliver(target, target.endpoint, 2_000 // scale, threads, "drops")
         waiting = usual
         if target.subject.speaks_honeycomb:
-            # So many that the quicker one, too, meets the machine's faster and slower moments.
-            waiting = _deliver(target, target.endpoint, 5_000 // scale, threads, "waits")
+            # Each for as long: a machine's slower and faster moments take seconds. With as many
+            # spans for both, the quicker one met one of them, the other all.
+            traces = int(usual["rate"] / _SPANS * _SECONDS) // scale
+            waiting = _deliver(target, target.endpoint, traces, threads, "waits")
             usual["lost"] = max(usual["lost"], waiting["lost"])
         return {
             f"{prefix}": waiting["cpu"],
