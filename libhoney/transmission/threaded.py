@@ -7,7 +7,6 @@ import math
 import sys
 import threading
 import time
-from types import BuiltinFunctionType
 from typing import Any
 
 from libhoney.transmission import lifecycle
@@ -137,7 +136,7 @@ class Transmission(QueuedTransmission):
             except IndexError:  # another was quicker
                 return
             try:
-                thread.start()
+                _start(thread)
             except BaseException as error:
                 with self._lock:
                     self._threads.discard(thread)
@@ -156,7 +155,6 @@ class Transmission(QueuedTransmission):
         return threading.current_thread() not in self._threads and lifecycle.threads_may_start()
 
     def _run(self) -> None:
-        _shun_signals()
         with self._lock:
             self._threads.add(threading.current_thread())
         try:
@@ -333,29 +331,29 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(error, passing) and not isinstance(error, ValueError)
 
 
-def _shun_signals() -> None:
-    """Under uWSGI, leave signals to its own threads.
+def _start(thread: threading.Thread) -> None:
+    """Start a thread; under uWSGI, one that takes no signals.
 
-    Its handler ends the interpreter in whichever thread the system gave the signal to, and hangs in
-    any but its own. Elsewhere signals stay as they are: a process that a log handler or a statsd
-    client starts here would have them blocked as well.
+    uWSGI's handler ends the interpreter in whichever thread the system gave the signal to, and
+    hangs in any but its own. The new thread has its mask from its start, for without
+    `enable-threads` it may wait long until it runs. Elsewhere signals stay as they are: a process
+    that a log handler or a statsd client starts in this thread would have them blocked as well.
     """
     if "uwsgi" not in sys.modules or sys.platform == "win32":
+        thread.start()
         return
+    with lifecycle.ImportGuard():
+        import signal
+
+    # A thread's own faults and, for profilers, its time.
+    own = {"SEGV", "BUS", "FPE", "ILL", "SYS", "TRAP", "PROF", "VTALRM"}
+    kept = {getattr(signal, f"SIG{name}", None) for name in own}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     try:
-        import _thread
-
-        with lifecycle.ImportGuard():
-            import signal
-
-        if type(_thread.start_new_thread) is not BuiltinFunctionType:
-            return  # gevent's: this is the application's thread
-        # A thread's own faults and, for profilers, its time.
-        own = {"SEGV", "BUS", "FPE", "ILL", "SYS", "TRAP", "PROF", "VTALRM"}
-        kept = {getattr(signal, f"SIG{name}", None) for name in own}
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - kept)
-    except Exception:
-        return
+        thread.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ready_gevent() -> None:

@@ -30,7 +30,7 @@ def names(receiver: Receiver) -> dict[str, int]:
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="there are no signals")
 @pytest.mark.skipif(find_spec("gevent") is None, reason="gevent is not installed")
 def test_greenlets_take_no_signals_from_the_application(run_program: RunProgram) -> None:
-    """Under uWSGI threads of ours shun them, but greenlets run in its own thread."""
+    """Under uWSGI threads of ours take none, but greenlets run in its own thread."""
     run_program(
         """
         send("one")
