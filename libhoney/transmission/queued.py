@@ -197,11 +197,9 @@ class QueuedTransmission:
                 self._take_in(item)
                 if was_cut_down(item[0]):
                     self._tell(
-                        partial(
-                            self._warn,
-                            "too large",
-                            lambda: f"{_whose(event.fields())} is too large and was cut down",
-                        )
+                        self._warn,
+                        "too large",
+                        lambda: f"{_whose(event.fields())} is too large and was cut down",
                     )
         except BaseException as error:
             ours = isinstance(error, Exception)  # else a signal handler's, or one gevent throws
@@ -339,7 +337,7 @@ class QueuedTransmission:
     def _refuse(self, item: Item, reason: str) -> None:
         """Count an event that is not sent; `_act` tells of it. Called with the lock held."""
         self._dropped[reason] += 1
-        self._tell(partial(self._tell_refused, item, reason))
+        self._tell(self._tell_refused, item, reason)
 
     def _tell_refused(self, item: Item, reason: str) -> None:
         self._tell_dropped(item[4], reason)
@@ -355,7 +353,7 @@ class QueuedTransmission:
 
     def _drop(self, event: Any, reason: str) -> None:
         self.report_dropped(getattr(event, "metadata", None), reason)
-        self._tell(partial(self._warn, reason, lambda: f"{_whose(event.fields())}: {reason}"))
+        self._tell(self._warn, reason, lambda: f"{_whose(event.fields())}: {reason}")
 
     def _warn(self, kind: str, message: Callable[[], str]) -> None:
         warn_of_trouble(self._logger, kind, message)
@@ -364,14 +362,14 @@ class QueuedTransmission:
         """Put a response for an event that is not sent, and count it. Never raise or wait."""
         with self._lock:
             self._dropped[reason] += 1
-        self._tell(partial(self._tell_dropped, metadata, reason))
+        self._tell(self._tell_dropped, metadata, reason)
 
-    def _tell(self, tell: Callable[[], None]) -> None:
+    def _tell(self, tell: Callable[..., None], *about: Any) -> None:
         """Tell of an event now, or leave it to `_act` where this thread holds the lock."""
         if self._is_inside():
-            self._untold[next(self._untold_numbers)] = (get_ident(), tell)
+            self._untold[next(self._untold_numbers)] = get_ident(), partial(tell, *about)
         else:
-            tell()
+            tell(*about)
             self._act()
 
     def _has_to_tell(self) -> bool:
