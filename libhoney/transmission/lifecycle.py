@@ -112,6 +112,33 @@ def threads_may_start() -> bool:
         return True
 
 
+def start_thread(thread: threading.Thread) -> None:
+    """Start a thread of ours; under uWSGI, one that takes no signals.
+
+    uWSGI's handler ends the interpreter in whichever thread the system gave the signal to, and
+    hangs in any but its own. The new thread has its mask from its start, for without
+    `enable-threads` it may wait long until it runs. Elsewhere signals stay as they are: a process
+    that a log handler or a statsd client starts in this thread would have them blocked as well.
+
+    Raises what `Thread.start` does.
+    """
+    if "uwsgi" not in sys.modules or sys.platform == "win32":
+        thread.start()
+        return
+    with ImportGuard():
+        import signal
+
+    # A thread's own faults and, for profilers, its time.
+    own = {"SEGV", "BUS", "FPE", "ILL", "SYS", "TRAP", "PROF", "VTALRM"}
+    kept = {getattr(signal, f"SIG{name}", None) for name in own}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - kept)
+        thread.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def check_threads() -> None:
     """Raise RuntimeError, with the reason, where a sub-interpreter allows no threads of ours."""
     if not _in_subinterpreter():

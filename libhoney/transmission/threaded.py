@@ -136,7 +136,7 @@ class Transmission(QueuedTransmission):
             except IndexError:  # another was quicker
                 return
             try:
-                _start(thread)
+                lifecycle.start_thread(thread)
             except BaseException as error:
                 with self._lock:
                     self._threads.discard(thread)
@@ -329,31 +329,6 @@ def _may_pass(error: Exception) -> bool:
     http = sys.modules.get("libhoney.transmission.session")
     passing = getattr(http, "PASSING", (OSError, RuntimeError))
     return isinstance(error, passing) and not isinstance(error, ValueError)
-
-
-def _start(thread: threading.Thread) -> None:
-    """Start a thread; under uWSGI, one that takes no signals.
-
-    uWSGI's handler ends the interpreter in whichever thread the system gave the signal to, and
-    hangs in any but its own. The new thread has its mask from its start, for without
-    `enable-threads` it may wait long until it runs. Elsewhere signals stay as they are: a process
-    that a log handler or a statsd client starts in this thread would have them blocked as well.
-    """
-    if "uwsgi" not in sys.modules or sys.platform == "win32":
-        thread.start()
-        return
-    with lifecycle.ImportGuard():
-        import signal
-
-    # A thread's own faults and, for profilers, its time.
-    own = {"SEGV", "BUS", "FPE", "ILL", "SYS", "TRAP", "PROF", "VTALRM"}
-    kept = {getattr(signal, f"SIG{name}", None) for name in own}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - kept)
-        thread.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ready_gevent() -> None:

@@ -21,6 +21,7 @@ from tornado.simple_httpclient import SimpleAsyncHTTPClient
 from tornado.tcpclient import TCPClient
 
 from libhoney.internal import warn_once
+from libhoney.transmission import lifecycle
 from libhoney.transmission.batching import Batch
 from libhoney.transmission.delivery import MAX_ANSWER_BYTES, Delivery
 from libhoney.transmission.queued import HTTP_TIMEOUT, QueuedTransmission
@@ -237,7 +238,7 @@ class TornadoTransmission(QueuedTransmission):
         else:
             try:
                 thread = threading.Thread(target=deliver, name="honeycomb-flush", daemon=True)
-                thread.start()
+                lifecycle.start_thread(thread)
             except RuntimeError as error:  # no more threads
                 failures.append(error)
             else:
