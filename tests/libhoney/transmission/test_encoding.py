@@ -364,6 +364,22 @@ def test_gzip_is_what_gzip_reads(level: int, absent: tuple[str, ...]) -> None:
                 assert zlib.decompress(compress(some), 31) == body
 
 
+@pytest.mark.parametrize("most", [2**30, 100_000])
+def test_what_is_compressed_before_its_turn_needs_nothing_before_it(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts that are alike, compressed one after the other, are right in any order and alone."""
+    pytest.importorskip("isal")
+    monkeypatch.setattr(encoding, "_MOST_OF_A_STREAM", most)
+    name, compress, decompress, press = compression_named("gzip", 1)
+    assert press is not None
+    texts = [b"the same again %d " % (number // 3) * 3000 for number in range(9)]
+    parts = [press(text) for text in texts]
+    for order in (parts[::-1], parts[4:5], parts[::2]):
+        body = b"".join([texts[parts.index(part)] for part in order])
+        assert decompress(compress(order)) == body
+
+
 def test_zstd_and_none() -> None:
     """`zstd` is named so, None has no name and changes nothing."""
     zstandard = pytest.importorskip("zstandard")
