@@ -371,7 +371,7 @@ def test_what_is_compressed_before_its_turn_needs_nothing_before_it(
     """Parts that are alike, compressed one after the other, are right in any order and alone."""
     pytest.importorskip("isal")
     monkeypatch.setattr(encoding, "_MOST_OF_A_STREAM", most)
-    name, compress, decompress, press = compression_named("gzip", 1)
+    _, compress, decompress, press = compression_named("gzip", 1)
     assert press is not None
     texts = [b"the same again %d " % (number // 3) * 3000 for number in range(9)]
     parts = [press(text) for text in texts]
