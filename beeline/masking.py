@@ -154,18 +154,21 @@ def _masks_urls() -> bool:
 def _mask(text: str, user_info: re.Pattern[str], value: re.Pattern[str]) -> str:
     if not _masks_urls() or ("=" not in text and "@" not in text):
         return text
-    return _mask_plain(_ENCODED_URL.sub(_mask_encoded, text), user_info, value)
+    if "%" in text:
+        text = _ENCODED_URL.sub(_mask_encoded, text)
+    return _mask_plain(text, user_info, value)
 
 
 def _mask_plain(text: str, user_info: re.Pattern[str], value: re.Pattern[str]) -> str:
-    text = user_info.sub(f"{MASK}@", text)
+    if "@" in text:
+        text = user_info.sub(f"{MASK}@", text)
     pieces = []
     end = 0
     for found in _NAME.finditer(text):
         if found.start() >= end and _is_secret(found[0][:-1]):
             pieces += [text[end : found.end()], MASK]
             end = value.match(text, found.end()).end()  # type: ignore[union-attr]  # maybe empty
-    return "".join([*pieces, text[end:]])
+    return "".join([*pieces, text[end:]]) if pieces else text
 
 
 def _mask_encoded(found: re.Match[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any, Callable
 
 from beeline.middleware.server_span import ServerSpan, request_fields, start_server_span
@@ -15,6 +16,13 @@ WSGIApp = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 SERVER_SPAN_KEY = "beeline.server_span"
 
 
+@lru_cache(maxsize=100)  # the same few in each request
+def _variable(header: str) -> str:
+    """Return the name of a header's variable in an environment."""
+    name = header.upper().replace("-", "_")
+    return name if name in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{name}"
+
+
 class WSGIRequest(Request):
     """A WSGI environment as a request; `name` is the framework's, for the span's name."""
 
@@ -24,10 +32,7 @@ class WSGIRequest(Request):
 
     def header(self, key: str) -> str | None:
         """Return a header's value, its name in any case; None without it."""
-        name = key.upper().replace("-", "_")
-        if name not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
-            name = f"HTTP_{name}"
-        value: str | None = self._environ.get(name)
+        value: str | None = self._environ.get(_variable(key))
         return value
 
     def method(self) -> str | None:
@@ -140,6 +145,7 @@ class TracedBody:
         self._body = body
         self._span = span
         self._steps: Iterator[bytes] | None = None
+        self._is_closed = False
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -169,10 +175,12 @@ class TracedBody:
             raise
         finally:
             self._span.finish()
+            self._is_closed = True
 
     def __del__(self) -> None:
         """Send the span of a request that its server abandoned."""
-        self._span.finish()
+        if not self._is_closed:
+            self._span.finish()
 
 
 class SizedTracedBody(TracedBody):
