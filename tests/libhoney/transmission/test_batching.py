@@ -13,7 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from libhoney.transmission.batching import MAX_BATCH_BYTES, MAX_INTAKE, Batch, Batcher, Packed
+from libhoney.transmission.batching import (
+    MAX_BATCH_BYTES,
+    MAX_INTAKE,
+    MAX_SHORT,
+    Batch,
+    Batcher,
+    Packed,
+)
 from libhoney.transmission.encoding import EncodingError, Item, compression_named, pack
 
 HERE = ("http://host", "key", "here")
@@ -265,7 +272,11 @@ def test_events_may_wait_while_a_batch_is_open_and_none_gets_full() -> None:
     assert some.next_due() == 101.0
 
 
-@pytest.mark.parametrize("bound", [{"max_pending": 60}, {"max_pending_bytes": 200_000}])
+@pytest.mark.parametrize(
+    "bound",
+    [{"max_pending": 60}, {"max_pending_bytes": 2 * MAX_INTAKE * MAX_SHORT + 60_000}],
+    ids=["events", "bytes"],
+)
 def test_none_may_wait_near_a_bound(bound: dict[str, int]) -> None:
     """Whether there is room for one is to be known when it comes."""
     some = batcher(**bound)
