@@ -63,10 +63,11 @@ class ServerSpan(Held):
 
     def finish(self) -> None:
         """Send the request's span, and what is still open inside; once."""
-        event = self.root.event
-        if self._end is not None and isinstance(event, Span):  # not one that the user put there
-            event._started += perf_counter() - self._end
-        self._end = None
+        if self._end is not None:
+            event = self.root.event
+            if isinstance(event, Span):  # not one that the user put there
+                event._started += perf_counter() - self._end
+            self._end = None
         with self:
             self._tracer.finish_trace(self.root)
 
