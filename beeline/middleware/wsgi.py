@@ -175,7 +175,8 @@ class TracedBody:
             raise
         finally:
             self._span.finish()
-            self._is_closed = True
+            # In one of its own steps, more may follow.
+            self._is_closed = not self._span.is_held
 
     def __del__(self) -> None:
         """Send the span of a request that its server abandoned."""

@@ -587,9 +587,9 @@ def _quick_gzip(level: int, decompress: Callable[[bytes], bytes]) -> Compression
     from isal import isal_zlib
 
     level = min(level, isal_zlib.ISAL_BEST_COMPRESSION)
-    # One that nobody uses, with the bytes that it has taken: each has a third of a megabyte, for
-    # which the heap grew and shrank each time in some processes, with as many page faults again as
-    # there were: up to 6 % of an event at full speed.
+    # One that nobody uses, with the bytes that it has taken: each has a third of a megabyte.
+    # With one for each part the heap grew and shrank each time in some processes, for 6 % of an
+    # event.
     idle: list[tuple[Any, int]] = []
 
     def press(text: bytes) -> Deflated:

@@ -428,6 +428,26 @@ class TestStreaming:
         assert get_active() is None
         assert sent.names == ["wsgi_http_get"]
 
+    def test_body_that_is_closed_in_a_step_and_goes_on(self, sent: Sent) -> None:
+        """What it leaves open then is sent with it, also where the server does not close it."""
+        bodies: list[Any] = []
+
+        class Body:
+            def __iter__(self) -> Body:
+                return self
+
+            def __next__(self) -> bytes:
+                bodies.pop().close()
+                beeline.start_span({"name": "cleanup"})
+                raise StopIteration
+
+        body = HoneyWSGIMiddleware(lambda e, s: Body())({"REQUEST_METHOD": "GET"}, lambda *_: None)
+        bodies.append(body)
+        assert list(body) == []
+        del body
+        gc.collect()
+        assert sorted(sent.names) == ["cleanup", "wsgi_http_get"]
+
     def test_close_that_raises(self, sent: Sent) -> None:
         """An exception of the body's `close` leaves as it was; the root is sent with it."""
 
