@@ -46,11 +46,6 @@ class Held:
         self.span = span
         self._outside: tuple[Span | None, Any] | None = None
 
-    @property
-    def is_held(self) -> bool:
-        """Whether a step runs."""
-        return self._outside is not None
-
     def __enter__(self) -> None:
         self._outside = (get_active(), self._outside)
         set_active(self.span)

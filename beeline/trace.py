@@ -557,8 +557,7 @@ class Tracer:
                 self.finish_open_spans(span.trace)
             return
         try:
-            if get_active() is not span:
-                self._close_open_children(span)
+            self._close_open_children(span)
         finally:  # a hook may be interrupted
             self.finish_span(span)
         if self._client.debug:

@@ -63,6 +63,8 @@ class ServerSpan(Held):
 
     def finish(self) -> None:
         """Send the request's span, and what is still open inside; once."""
+        if self.root.finished and self.span is self.root.previous:
+            return  # nothing is left inside, as where a body that was closed is collected
         if self._end is not None:
             event = self.root.event
             if isinstance(event, Span):  # not one that the user put there

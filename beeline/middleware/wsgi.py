@@ -145,7 +145,6 @@ class TracedBody:
         self._body = body
         self._span = span
         self._steps: Iterator[bytes] | None = None
-        self._is_closed = False
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -175,13 +174,10 @@ class TracedBody:
             raise
         finally:
             self._span.finish()
-            # In one of its own steps, more may follow.
-            self._is_closed = not self._span.is_held
 
     def __del__(self) -> None:
         """Send the span of a request that its server abandoned."""
-        if not self._is_closed:
-            self._span.finish()
+        self._span.finish()
 
 
 class SizedTracedBody(TracedBody):
