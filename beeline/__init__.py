@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from beeline import core, decorators
 from beeline.aiotrace import AsyncioTracer
 from beeline.core import USER_AGENT_ADDITION, Beeline
+from beeline.noop import NOOP_SPAN, NoopSpan
 from beeline.trace import Span, SpanScope, SynchronousTracer
 from beeline.version import VERSION
 from libhoney.client import DEFAULT_API_HOST
+from libhoney.internal import find_caller
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncioTracer",
     "Beeline",
+    "NoopSpan",
     "SynchronousTracer",
     "USER_AGENT_ADDITION",
     "VERSION",
@@ -67,6 +70,10 @@ __all__ = [
 
 _GBL: Beeline | None = None
 _INITPID: int | None = None
+# Where the application called `init`, and with which settings.
+_init_place = ""
+_init_settings: dict[str, Any] = {}
+_is_off = False  # by `init(enabled=False)` or by the environment
 
 
 def init(
@@ -84,7 +91,7 @@ def init(
     enabled: bool = True,
     **kwargs: Any,
 ) -> None:
-    """Make this process's Beeline. A second call is ignored, but for one in a forked child.
+    """Make this process's Beeline. A second call is ignored, except in a forked child.
 
     - `writekey`: the API key; without it `HONEYCOMB_WRITEKEY` or `HONEYCOMB_API_KEY` of the
       environment.
@@ -109,9 +116,10 @@ def init(
       `max_batch_size`, `send_frequency`, `block_on_send`, `block_on_response`, `max_pending`,
       `compression` and so on.
 
-    Raises ValueError, naming the setting, for a value that cannot work.
+    Raises ValueError, naming the setting, for a value that cannot work, and TypeError for a
+    setting that does not exist.
     """
-    global _GBL, _INITPID
+    global _GBL, _INITPID, _init_place, _init_settings, _is_off
     settings = dict(
         zip(("http_trace_parser_hook", "http_trace_propagation_hook"), args),
         writekey=writekey,
@@ -127,17 +135,24 @@ def init(
     )
     from beeline import config
 
+    core.check_setting_names("beeline.init()", settings)
     if not enabled or config.disabled():
         core.check_settings(settings)
+        _is_off = _GBL is None
+        if enabled:
+            core.log_disabled()
         return
+    place = find_caller()
     if _GBL is not None:
         if os.getpid() == _INITPID:
-            _GBL.log("beeline.init was called again: the first call holds")
+            core.log_second_init(_GBL, place, settings, _init_place, _init_settings)
             return
-        # A forked child. What waits here is the child's own.
+        # A forked child: events that are queued here are the child's own.
         _GBL.close()
     _GBL = Beeline(**settings)
     _INITPID = os.getpid()
+    _init_place, _init_settings = place, settings
+    _is_off = False
 
 
 def get_beeline() -> Beeline | None:
@@ -154,12 +169,12 @@ def flush(timeout: float = 10.0) -> bool:
 
 
 def close(timeout: float = 10.0) -> bool:
-    """Flush, then forget the Beeline: from here on every call does nothing.
+    """Flush, then forget the Beeline: after this, every call does nothing.
 
     Return True when all was answered in `timeout` seconds, and before `init`.
     """
-    global _GBL
-    current, _GBL = _GBL, None
+    global _GBL, _is_off
+    current, _GBL, _is_off = _GBL, None, False
     return current.close(timeout) if current is not None else True
 
 
@@ -203,13 +218,14 @@ def add_rollup_field(name: str, value: float) -> None:
 def tracer(
     name: str, trace_id: str | None = None, parent_id: str | None = None
 ) -> AbstractContextManager[Any]:
-    """Return a context manager for a span in the current trace; it gives the span.
+    """Return a context manager for a span in the current trace; it yields the span.
 
-    With `trace_id`, or where there is no trace, the span is the root of a new trace. An exception
-    is recorded on the span and goes on.
+    With `trace_id`, or if there is no trace, the span is the root of a new trace. Exceptions are
+    recorded on the span and re-raised. Before `init`, after `close` and when disabled it yields a
+    `NoopSpan`.
     """
     if _GBL is None:
-        return _NoSpan(name, trace_id, parent_id)
+        return _NoopScope(name, trace_id, parent_id)
     scope = SpanScope()
     scope._tracer = _GBL.tracer_impl
     scope._name = name
@@ -218,21 +234,22 @@ def tracer(
     return scope
 
 
-class _NoSpan:
-    """What `tracer` gives before `init`: an empty context manager; a decorator, for later."""
+class _NoopScope:
+    """The context manager and decorator that `tracer` returns while there is no Beeline."""
 
     __slots__ = ("_args",)
 
     def __init__(self, *args: Any) -> None:
         self._args = args
 
-    def __enter__(self) -> None:
-        return None
+    def __enter__(self) -> NoopSpan:
+        return NOOP_SPAN
 
     def __exit__(self, *exc_info: object) -> None:
         return None
 
     def __call__(self, fn: F) -> F:
+        decorators.check_name("beeline.tracer", self._args[0])
         return traced(*self._args)(fn)
 
 
@@ -242,7 +259,9 @@ def traced(
     """Return a decorator that gives each call of a function a span, as `tracer` does.
 
     For functions, generators, coroutine functions and async generators, before or after `init`.
+    Raises TypeError if it is put over a function without a name: `@beeline.traced`.
     """
+    decorators.check_name("beeline.traced", name)
     return decorators.traced(
         lambda: _GBL.tracer_impl(name, trace_id, parent_id) if _GBL is not None else None
     )
@@ -263,9 +282,12 @@ def start_trace(
     trace_id: str | None = None,
     parent_span_id: str | None = None,
 ) -> Span | None:
-    """Start a trace, to be ended with `finish_trace`; return its root span, now active."""
+    """Start a trace, to be ended with `finish_trace`; return its root span, now active.
+
+    Return a `NoopSpan` when disabled; None before `init` and after `close`.
+    """
     if _GBL is None:
-        return None
+        return _absent_span()
     return _GBL.tracer_impl.start_trace(context, trace_id, parent_span_id)
 
 
@@ -278,8 +300,15 @@ def finish_trace(span: Span | None) -> None:
 def start_span(
     context: Mapping[str, Any] | None = None, parent_id: str | None = None
 ) -> Span | None:
-    """Start a child of the active span, to be ended with `finish_span`; None without a trace."""
-    return _GBL.tracer_impl.start_span(context, parent_id) if _GBL is not None else None
+    """Start a child of the active span, to be ended with `finish_span`.
+
+    Return a `NoopSpan` when disabled; None without a trace, before `init` and after `close`.
+    """
+    return _GBL.tracer_impl.start_span(context, parent_id) if _GBL is not None else _absent_span()
+
+
+def _absent_span() -> Span | None:
+    return NOOP_SPAN if _is_off else None  # type: ignore[return-value]
 
 
 def finish_span(span: Span | None) -> None:
@@ -291,7 +320,7 @@ def finish_span(span: Span | None) -> None:
 def propagate_and_start_trace(context: Mapping[str, Any] | None, request: Request) -> Span | None:
     """Start a trace that continues the one an incoming request brings, if it brings one."""
     if _GBL is None:
-        return None
+        return _absent_span()
     return _GBL.tracer_impl.propagate_and_start_trace(context, request)
 
 

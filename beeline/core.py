@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from beeline import propagation
 from beeline.aiotrace import AsyncioTracer
 from beeline.context import get_active, set_active
-from beeline.decorators import traced, traced_thread
+from beeline.decorators import check_name, traced, traced_thread
 from beeline.internal import LOGGER_NAME
 from beeline.propagation import default
 from beeline.trace import SpanScope, SynchronousTracer, Tracer, merge
 from beeline.version import VERSION
+from libhoney import internal
 from libhoney.client import DEFAULT_API_HOST, Client
-from libhoney.internal import get_logger
+from libhoney.internal import describe, get_logger, setting_names, warn_once
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +27,53 @@ if TYPE_CHECKING:
     from beeline.trace import ParserHook, PresendHook, PropagationHook, SamplerHook
 
 USER_AGENT_ADDITION = f"beeline-python/{VERSION}"
+
+
+def check_setting_names(call: str, settings: dict[str, Any]) -> None:
+    """Raise TypeError for a setting that neither `Beeline` nor its transmission has."""
+    from libhoney.transmission.queued import QueuedTransmission
+
+    if "user_agent_addition" in settings:
+        raise TypeError("user_agent_addition is the Beeline's own: libhoney.Client takes one")
+    known = {*setting_names(Beeline), *setting_names(QueuedTransmission)}
+    internal.check_setting_names(call, settings, known - {"user_agent_addition"})
+
+
+def log_disabled() -> None:
+    """Log that the environment switches the Beeline off."""
+    value = os.environ.get("HONEYCOMB_DISABLED")
+    get_logger(LOGGER_NAME).info("disabled by HONEYCOMB_DISABLED=%s: nothing is sent", value)
+
+
+def log_second_init(
+    current: Beeline,
+    place: str,
+    settings: dict[str, Any],
+    first_place: str,
+    first_settings: dict[str, Any],
+) -> None:
+    """Log that `init` was called again: a warning if with other settings."""
+    names = sorted({*settings, *first_settings})
+    changed = [name for name in names if _differs(settings.get(name), first_settings.get(name))]
+    if not changed:
+        current.log("beeline.init() was already called; this call is ignored")
+        return
+    warn_once(
+        LOGGER_NAME,
+        ("init", place),
+        "beeline.init() was already called%s; the call at %s is ignored, although it has another "
+        "%s: call beeline.close() before it to change settings",
+        f" at {first_place}" if first_place else "",
+        place or "an unknown place",
+        ", ".join(changed),
+    )
+
+
+def _differs(value: Any, other: Any) -> bool:
+    try:
+        return value is not other and bool(value != other)
+    except Exception:  # a user-defined comparison
+        return True
 
 
 def check_settings(settings: dict[str, Any]) -> None:
@@ -97,8 +145,7 @@ class Beeline:
                 "http_trace_propagation_hook": http_trace_propagation_hook,
             },
         )
-        if "user_agent_addition" in transmission_settings:
-            raise TypeError("user_agent_addition is the Beeline's own: libhoney.Client takes one")
+        check_setting_names("Beeline()", transmission_settings)
         for complaint in self.settings.complaints:
             self._logger.error("%s", complaint)
         propagation.propagate_dataset = self.settings.is_classic
@@ -139,6 +186,10 @@ class Beeline:
             self.settings.service_name,
             self.settings.api_host,
         )
+
+    def __repr__(self) -> str:
+        """Show the service's name and the client, its key masked."""
+        return f"<Beeline {describe(service_name=self.settings.service_name, client=self.client)}>"
 
     # The hooks are the tracer's; people read and set them here.
 
@@ -201,6 +252,7 @@ class Beeline:
         self, name: str, trace_id: str | None = None, parent_id: str | None = None
     ) -> Callable[[Any], Any]:
         """Return a decorator that gives each call of a function a span."""
+        check_name("beeline.traced", name)
         return traced(lambda: self.tracer_impl(name, trace_id, parent_id))
 
     def traced_thread(self, fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     F = TypeVar("F", bound=Callable[..., Any])
 
 
+def check_name(call: str, name: object) -> None:
+    """Raise TypeError for a decorator used without the span's name, as in `@beeline.traced`."""
+    if callable(name) or isinstance(name, (staticmethod, classmethod)):
+        function = getattr(name, "__name__", None) or "name of the span"
+        raise TypeError(f'{call} needs the name of the span: write @{call}("{function}")')
+
+
 def traced(open_span: Callable[[], Any]) -> Callable[[F], F]:
     """Return a decorator that runs each call inside what `open_span()` returns.
 

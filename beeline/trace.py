@@ -12,6 +12,7 @@ from time import perf_counter, time
 from beeline import propagation
 from beeline.context import activate, get_active, set_active
 from beeline.internal import LOGGER_NAME
+from beeline.noop import NOOP_SPAN
 from beeline.propagation import PropagationContext, Request, honeycomb
 from libhoney import Client, Event
 from libhoney.internal import get_logger, warn_once
@@ -328,7 +329,9 @@ class SpanScope:
     def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function traced as `beeline.traced` does, by whichever Beeline there is then."""
         import beeline
+        from beeline.decorators import check_name
 
+        check_name("beeline.tracer", self._name)
         return beeline.traced(self._name, self._trace_id, self._parent_id)(fn)
 
 
@@ -881,6 +884,8 @@ class SynchronousTracer(Tracer):
 
 
 def _warn_of_span(where: str, span: object) -> None:
+    if span is NOOP_SPAN:  # of a Beeline that was switched off
+        return
     warn_once(LOGGER_NAME, where, "%s takes a span, not %s", where, type(span))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from libhoney import state, transmission
 from libhoney.builder import Builder
-from libhoney.client import DEFAULT_API_HOST, Client, IsClassicKey
+from libhoney.client import DEFAULT_API_HOST, Client, IsClassicKey, check_settings
 from libhoney.errors import SendError
 from libhoney.event import Event
 from libhoney.fields import FieldHolder
@@ -58,8 +58,10 @@ def init(
 ) -> None:
     """Make the global client; its settings are those of `Client`.
 
-    Raises ValueError, naming the setting, for a value that cannot work.
+    Raises ValueError, naming the setting, for a value that cannot work, and TypeError for a
+    setting that does not exist.
     """
+    check_settings("libhoney.init()", transmission_settings)
     state.G_CLIENT = Client(
         writekey=writekey,
         dataset=dataset,

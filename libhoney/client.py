@@ -12,9 +12,12 @@ from libhoney.internal import (
     check_api_host,
     check_key,
     check_sample_rate,
+    check_setting_names,
     check_text,
+    describe,
     get_logger,
     mask,
+    setting_names,
     warn_once,
 )
 
@@ -48,6 +51,12 @@ def IsClassicKey(key: str | None) -> bool:  # users know it by this name
     )
 
 
+def check_settings(call: str, settings: Iterable[str]) -> None:
+    """Raise TypeError for a setting that neither `Client` nor its transmission has."""
+    known = {*setting_names(Client), *setting_names(transmission.Transmission)}
+    check_setting_names(call, settings, known)
+
+
 class Client(Addressed):
     """Makes events and hands them to a transmission.
 
@@ -78,6 +87,7 @@ class Client(Addressed):
 
         Raises ValueError, naming the setting, for a value that cannot work.
         """
+        check_settings("libhoney.Client()", transmission_settings)
         writekey = check_key(writekey)
         dataset = check_text("dataset", dataset)
         self.debug = debug
@@ -114,6 +124,18 @@ class Client(Addressed):
             self._logger.error("no dataset is set: events go to unknown_dataset")
             return "unknown_dataset"
         return trimmed
+
+    def __repr__(self) -> str:
+        """Show where events go, the key masked, and the transmission."""
+        parts = describe(
+            writekey=mask(self.writekey),
+            dataset=self.dataset,
+            api_host=self.api_host,
+            sample_rate=self.sample_rate,
+            fields=len(self.fields._data) + len(self.fields._dyn_fields),
+            transmission=self.xmit,
+        )
+        return f"<Client {parts}>"
 
     def __enter__(self) -> Client:
         return self

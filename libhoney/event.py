@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 
 from libhoney import state
 from libhoney.fields import Addressed, address_of, merge, merge_given, warn_of_name
-from libhoney.internal import warn_once
+from libhoney.internal import at_caller, describe, warn_once
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,7 +91,17 @@ class Event(Addressed):
 
     @created_at.setter
     def created_at(self, value: datetime) -> None:
-        self._created = value
+        if issubclass(type(value), datetime):  # not `isinstance`, which asks the object
+            self._created = value
+            return
+        place = at_caller()
+        warn_once(
+            "honeycomb-sdk",
+            ("created_at", place),
+            "created_at must be a datetime, not %s%s: the event keeps the time of its creation",
+            type(value).__name__,
+            place,
+        )
 
     def add_field(self, name: str, val: Any) -> None:
         """Set one field."""
@@ -132,6 +142,11 @@ class Event(Addressed):
             state.warn_uninitialized()
         else:
             self.client.send(self)
+
+    def __repr__(self) -> str:
+        """Show the name, the dataset and how many fields there are."""
+        parts = describe(name=self._data.get("name"), dataset=self.dataset, fields=len(self._data))
+        return f"<{type(self).__name__} {parts}>"
 
     def __str__(self) -> str:
         """Return the fields as JSON."""

@@ -9,6 +9,7 @@ from time import monotonic
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import logging
+    from collections.abc import Iterable
     from typing import Any, Callable
 
 
@@ -73,6 +74,47 @@ def warn_of_trouble(logger: logging.Logger, kind: object, message: Callable[[], 
         return
 
 
+def find_caller() -> str:
+    """Return `file:line` of the innermost frame that is outside both packages; "" without one."""
+    import sys
+
+    packages = ("beeline", "libhoney")
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).partition(".")[0] not in packages:
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+def at_caller() -> str:
+    """Return ` (at file:line)` for a message about a mistake in the application; "" if unknown."""
+    place = find_caller()
+    return f" (at {place})" if place else ""
+
+
+def setting_names(kind: type) -> tuple[str, ...]:
+    """Return the names of what a class is made of: the arguments of its `__init__`."""
+    code: Any = kind.__init__.__code__  # type: ignore[misc]
+    names: tuple[str, ...] = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+    return names
+
+
+def check_setting_names(call: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise TypeError for a setting that does not exist, with the most similar one that does.
+
+    `call` is what the application called, such as `beeline.init()`.
+    """
+    known = sorted(known)
+    for name in given:
+        if name not in known:
+            from difflib import get_close_matches
+
+            similar = get_close_matches(name, known, 1)
+            hint = f"; did you mean {similar[0]!r}?" if similar else ""
+            raise TypeError(f"{call} got an unexpected setting {name!r}{hint}")
+
+
 def forget_warnings() -> None:
     """Let every warning be said again; for tests."""
     _said.clear()
@@ -83,6 +125,18 @@ def mask(secret: object) -> str:
     """Return a secret fit for a log: all but its last four characters hidden."""
     text = str(secret)
     return "*" * 8 + text[-4:] if len(text) > 8 else "*" * len(text)
+
+
+def describe(**parts: object) -> str:
+    """Return `name=value` pairs for a `repr`, at most 200 characters of each; never raise."""
+    shown = []
+    for name, value in parts.items():
+        try:
+            text = repr(value)[:200]
+        except Exception:  # a user-defined `__repr__`
+            text = f"<{type(value).__name__}>"
+        shown.append(f"{name}={text}")
+    return " ".join(shown)
 
 
 def json_default_handler(value: Any) -> str:
@@ -152,13 +206,27 @@ def check_api_host(api_host: Any) -> str:
     if isinstance(api_host, str) and "@" in api_host:  # with a password perhaps
         raise ValueError("api_host must be an http or https URL without user info")
     if not (isinstance(api_host, str) and _is_api_host(api_host)):
-        shown = api_host
-        if isinstance(api_host, str):  # without a query, which may hold a secret
-            shown = api_host.partition("?")[0].partition("#")[0]
         raise ValueError(
-            f"api_host must be an http or https URL of host, port and path alone, not {shown!r}"
+            "api_host must be an http or https URL of host, port and path alone, not "
+            + _quote_api_host(api_host)
         )
     return str(api_host)
+
+
+def _quote_api_host(api_host: Any) -> str:
+    """Return a rejected API host as it was given, with values in its query masked, and a remedy."""
+    if not isinstance(api_host, str):
+        return repr(api_host)
+    import re
+
+    start = re.split("[?#]", api_host, maxsplit=1)[0]
+    rest = api_host[len(start) :]
+    shown = repr(start + re.sub("([?&#])([^=?&#]*=)?[^?&#]*", r"\1\2***", rest))
+    if rest and _is_api_host(start):
+        return f"{shown}: remove the part from {rest[0]!r} on"
+    if "://" not in api_host and _is_api_host(f"https://{start}"):
+        return f"{shown}: did you mean {f'https://{start}'!r}?"
+    return shown
 
 
 def _is_api_host(url: str) -> bool:

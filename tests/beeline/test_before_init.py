@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
 from typing import Any, Callable
 
 import pytest
 
 import beeline
 from beeline.propagation import DictRequest
+from beeline.trace import Span
 
 from .conftest import Application
 
@@ -46,10 +48,40 @@ def _check_that_nothing_happens() -> None:
     for call in calls:
         assert call() is None
     with beeline.tracer("x", trace_id="t", parent_id="p") as span:
-        assert span is None
+        _check_that_span_does_nothing(span)
     assert beeline.flush() is True
     assert beeline.close() is True
     assert beeline.close() is True
+
+
+def _check_that_span_does_nothing(span: Any) -> None:
+    """Use everything that a span has."""
+    assert isinstance(span, beeline.NoopSpan)
+    assert not span
+    assert (span.id, span.trace_id, span.parent_id) == ("", "", None)
+    assert (str(span), repr(span)) == ("{}", "<NoopSpan>")
+    assert (span.is_root(), span.rollup_fields, span.fields()) == (False, {}, {})
+    public = {name for name in dir(Span) if not name.startswith("_")}
+    # What the tracer keeps on a span for itself.
+    missing = {name for name in public if not hasattr(span, name)}
+    assert missing <= {"depth", "finished"}
+    for event in (span, span.event):
+        event.add_context({"a": 1})
+        event.add_context_field("a", 1)
+        event.remove_context_field("a")
+        event.add({"a": 1})
+        event.add_field("a", 1)
+        event.add_metadata(1)
+        event.fields()["a"] = 1
+        event.rollup_fields["a"] = 1.0
+        with event.timer("a"):
+            pass
+        event.sample_rate = 5
+        event.start_time = event.created_at = datetime(2020, 1, 1)
+        event.send()
+        event.send_presampled()
+        assert event.start_time > datetime(2020, 1, 1) < event.created_at
+    assert (span.sample_rate, span.fields(), span.rollup_fields) == (1, {}, {})
 
 
 def _check_that_decorated_functions_run() -> None:
@@ -124,7 +156,7 @@ def test_closing_inside_a_span_does_not_reach_the_caller(app: Application) -> No
         beeline.close()
         beeline.add_context({"a": 1})
         with beeline.tracer("none") as span:
-            assert span is None
+            assert not span
 
 
 def test_close_leaves_the_trace(application: Application) -> None:
@@ -146,6 +178,43 @@ def test_a_trace_can_be_traced_after_a_second_init(application: Application) -> 
             pass
         beeline.close()
     assert [event.data["name"] for event in application.receiver.events] == ["first", "second"]
+
+
+@pytest.mark.parametrize("how", ["argument", "environment"])
+def test_a_disabled_beeline_gives_spans_that_do_nothing(
+    application: Application, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Code that uses its spans works when switched off; `close` makes it as before `init`."""
+    if how == "environment":
+        monkeypatch.setenv("HONEYCOMB_DISABLED", "true")
+    application.init(enabled=how == "environment")
+    request = DictRequest({"X-Honeycomb-Trace": "1;trace_id=a,parent_id=b"})
+    for span in (
+        beeline.start_trace({"name": "x"}),
+        beeline.start_span({"name": "x"}),
+        beeline.propagate_and_start_trace({}, request),
+    ):
+        _check_that_span_does_nothing(span)
+        beeline.finish_span(span)
+        beeline.finish_trace(span)
+    _check_that_decorated_functions_run()
+    beeline.close()
+    _check_that_nothing_happens()
+    assert application.receiver.requests == []
+
+
+def test_a_span_of_a_disabled_beeline_is_ignored_by_an_enabled_one(
+    application: Application, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A span that does nothing may be finished after `init`: nothing is sent or logged."""
+    application.init(enabled=False)
+    span = beeline.start_trace({"name": "x"})
+    application.init()
+    with beeline.tracer("real"):
+        beeline.finish_span(span)
+        beeline.finish_trace(span)
+    assert application.names() == ["real"]
+    assert caplog.records == []
 
 
 def test_exceptions_pass_before_init() -> None:

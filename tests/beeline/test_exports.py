@@ -30,7 +30,8 @@ def test_all_is_sorted_and_complete() -> None:
     assert beeline.__all__ == sorted(beeline.__all__)
     assert all(hasattr(beeline, name) for name in beeline.__all__)
     assert set(beeline.__all__) == {
-        *("USER_AGENT_ADDITION", "VERSION", "AsyncioTracer", "Beeline", "SynchronousTracer"),
+        *("USER_AGENT_ADDITION", "VERSION", "AsyncioTracer", "Beeline", "NoopSpan"),
+        "SynchronousTracer",
         *("add", "add_context", "add_context_field", "add_field", "add_rollup_field"),
         *("add_trace_field", "close", "finish_span", "finish_trace", "flush", "get_beeline"),
         *("get_responses_queue", "http_trace_parser_hook", "http_trace_propagation_hook", "init"),
