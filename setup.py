@@ -23,10 +23,12 @@ def read_version() -> str:
 
 
 # Where wheels are published. Elsewhere the standard json and zlib do the work,
-# so that an installation never needs a compiler.
+# so that an installation never needs a compiler. orjson's wheels for Python 3.15 on Linux
+# (3.13.0) need glibc 2.39, which no marker can ask for.
 ORJSON_PLATFORMS = (
     "platform_python_implementation == 'CPython' and ("
-    "(sys_platform == 'linux' and platform_machine in 'x86_64 i686 aarch64 armv7l')"
+    "(sys_platform == 'linux' and platform_machine in 'x86_64 i686 aarch64 armv7l'"
+    " and python_version < '3.15')"
     " or sys_platform == 'darwin'"
     " or (sys_platform == 'win32' and platform_machine != 'ARM64')"
     " or (sys_platform == 'win32' and python_version >= '3.11'))"
@@ -62,20 +64,31 @@ TEST = [
     "psycopg[binary]>=3.1",
     "PyMySQL>=1.1",
     # What is tested with the shared middleware, on its real servers.
+    "a2wsgi>=1.10",
+    "asgiref>=3.6",
     "awslambdaric>=2; sys_platform == 'linux'",
     "celery[redis]>=5.3",
+    "djangorestframework>=3.15",
     "falcon>=3.1",
     "fastapi>=0.100",
+    "Flask-Login>=0.6.3",
     "hypercorn>=0.16",
     "pyramid>=2.0",
-    "pyuwsgi>=2.0.22; sys_platform != 'win32'",
+    # No wheels for Python 3.15 (2.0.30.post1).
+    "pyuwsgi>=2.0.22; sys_platform != 'win32' and python_version < '3.15'",
     "quart>=0.19",
+    "rq>=1.16; sys_platform != 'win32'",
     "starlette>=0.36",
     "uvicorn>=0.27",
     # The last releases with wheels for Python 3.9 are older than the last that admit it.
     "gevent>=24.2; sys_platform != 'win32' and python_version >= '3.10'",
     "gevent>=24.2,<26; sys_platform != 'win32' and python_version < '3.10'",
     "gunicorn>=21; sys_platform != 'win32'",
+    # Libraries that wrap, pickle or fake what tracing relies on: calls, closures, clocks.
+    "cloudpickle>=3.0",
+    "freezegun>=1.5",
+    "sentry-sdk>=2.0",
+    "time-machine>=2.14; platform_python_implementation == 'CPython'",
     "hypothesis>=6.100",
     "numpy>=2.0",
     "pytest>=8",
@@ -117,6 +130,8 @@ setup(
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
+        "Programming Language :: Python :: 3.15",
         "Topic :: System :: Monitoring",
         "Typing :: Typed",
     ],
