@@ -16,7 +16,16 @@ from beeline.trace import SpanScope, SynchronousTracer, Tracer, merge
 from beeline.version import VERSION
 from libhoney import internal
 from libhoney.client import DEFAULT_API_HOST, Client
-from libhoney.internal import describe, get_logger, setting_names, warn_once
+from libhoney.internal import (
+    DEBUG,
+    ERROR,
+    INFO,
+    describe,
+    get_logger,
+    log,
+    setting_names,
+    warn_once,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +51,7 @@ def check_setting_names(call: str, settings: dict[str, Any]) -> None:
 def log_disabled() -> None:
     """Log that the environment switches the Beeline off."""
     value = os.environ.get("HONEYCOMB_DISABLED")
-    get_logger(LOGGER_NAME).info("disabled by HONEYCOMB_DISABLED=%s: nothing is sent", value)
+    log(LOGGER_NAME, INFO, "disabled by HONEYCOMB_DISABLED=%s: nothing is sent", value)
 
 
 def log_second_init(
@@ -147,7 +156,7 @@ class Beeline:
         )
         check_setting_names("Beeline()", transmission_settings)
         for complaint in self.settings.complaints:
-            self._logger.error("%s", complaint)
+            log(self._logger, ERROR, complaint)
         propagation.propagate_dataset = self.settings.is_classic
         self.client = Client(
             writekey=self.settings.writekey,
@@ -232,7 +241,7 @@ class Beeline:
     def log(self, msg: str, *args: Any, **kwargs: Any) -> None:
         """Log a message in debug mode."""
         if self.debug:
-            self._logger.debug(msg, *args, **kwargs)
+            log(self._logger, DEBUG, msg, *args, **kwargs)
 
     def add_field(self, name: str, value: Any) -> None:
         """Add a field to the active span. Old: use `add_context_field`."""

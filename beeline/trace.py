@@ -15,7 +15,7 @@ from beeline.internal import LOGGER_NAME
 from beeline.noop import NOOP_SPAN
 from beeline.propagation import PropagationContext, Request, honeycomb
 from libhoney import Client, Event
-from libhoney.internal import get_logger, warn_once
+from libhoney.internal import DEBUG, log, warn_once
 from libhoney.transmission import lifecycle
 
 TYPE_CHECKING = False
@@ -428,7 +428,7 @@ class Tracer:
         span = self._open(trace, parent_id or None, context, get_active(), True)
         span._data["meta.span_type"] = "subroot" if parent_id else "root"
         if self._client.debug:
-            get_logger(LOGGER_NAME).debug("trace %s started", trace.id)
+            log(LOGGER_NAME, DEBUG, "trace %s started", trace.id)
         return span
 
     def start_span(
@@ -441,7 +441,7 @@ class Tracer:
         active = get_active()
         if active is None:
             if self._client.debug:
-                get_logger(LOGGER_NAME).debug("start_span called without a trace: there is no span")
+                log(LOGGER_NAME, DEBUG, "start_span called without a trace: there is no span")
             return None
         parent_id = parent_id or active.id or None
         return self._open(active.trace, parent_id, context, active, is_root_span)
@@ -564,7 +564,7 @@ class Tracer:
         finally:  # a hook may be interrupted
             self.finish_span(span)
         if self._client.debug:
-            get_logger(LOGGER_NAME).debug("trace %s finished", span.trace_id)
+            log(LOGGER_NAME, DEBUG, "trace %s finished", span.trace_id)
 
     def _close_open_children(self, root: Span) -> None:
         left_open = []

@@ -9,6 +9,9 @@ from libhoney.builder import Builder
 from libhoney.event import Event
 from libhoney.fields import Addressed, FieldHolder
 from libhoney.internal import (
+    DEBUG,
+    ERROR,
+    WARNING,
     check_api_host,
     check_key,
     check_sample_rate,
@@ -16,6 +19,7 @@ from libhoney.internal import (
     check_text,
     describe,
     get_logger,
+    log,
     mask,
     setting_names,
     warn_once,
@@ -119,9 +123,9 @@ class Client(Addressed):
             return dataset
         trimmed = dataset.strip()
         if trimmed != dataset:
-            self._logger.error("dataset %r has spaces around it: they are left out", dataset)
+            log(self._logger, ERROR, "dataset %r has spaces around it: they are left out", dataset)
         if not trimmed:
-            self._logger.error("no dataset is set: events go to unknown_dataset")
+            log(self._logger, ERROR, "no dataset is set: events go to unknown_dataset")
             return "unknown_dataset"
         return trimmed
 
@@ -146,7 +150,7 @@ class Client(Addressed):
     def log(self, msg: str, *args: Any, **kwargs: Any) -> None:
         """Log a message in debug mode."""
         if self.debug:
-            self._logger.debug(msg, *args, **kwargs)
+            log(self._logger, DEBUG, msg, *args, **kwargs)
 
     def responses(self) -> queue.Queue[Any]:
         """Return the queue on which each event's response appears, and None at the end."""
@@ -251,5 +255,7 @@ class Client(Addressed):
             seconds = 10.0 if timeout is None else float(timeout)
             return transmission.call_with_timeout(method, seconds) is not False
         except Exception:
-            self._logger.warning("%s.%s raised", type(self.xmit).__name__, verb, exc_info=True)
+            log(
+                self._logger, WARNING, "%s.%s raised", type(self.xmit).__name__, verb, exc_info=True
+            )
             return False

@@ -1,7 +1,8 @@
-"""What both packages share: loggers, warnings said once, masked secrets, JSON of odd values."""
+"""What both packages share: log messages, checks of settings, masked secrets, odd values."""
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from time import monotonic
 
 # Nothing is imported for types at run time: `typing`, and with it `re`, costs as much as all of
@@ -12,6 +13,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any, Callable
 
+
+# Levels of `logging`, which is imported only when something is logged.
+DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40
+
+# What each message starts with, by the name of its logger.
+_PREFIXES = {"honeycomb-beeline": "beeline: ", "honeycomb-sdk": "libhoney: "}
+# True while a message is logged: a handler that makes spans of messages would log others, for ever.
+_is_logging: ContextVar[bool] = ContextVar("honeycomb_is_logging", default=False)
 
 UNENCODABLE = "libhoney was unable to encode value"
 
@@ -31,12 +40,41 @@ def get_logger(name: str, debug: bool = False) -> logging.Logger:
     if debug:
         logger.setLevel(logging.DEBUG)
         if not logger.handlers:
-            handler = logging.StreamHandler()
-            handler.setFormatter(
-                logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s")
-            )
-            logger.addHandler(handler)
+            from libhoney.debug_handler import DebugHandler
+
+            logger.addHandler(DebugHandler())
     return logger
+
+
+def log(
+    logger: logging.Logger | str,
+    level: int,
+    message: object,
+    *args: object,
+    **options: Any,
+) -> None:
+    """Log a message, with a logger or one of that name, under the prefix of its package.
+
+    `options` are those of `logging.Logger.log`, such as `exc_info`. What a handler or filter logs
+    here in turn, directly or by making spans, is not logged. Never raise, whatever they do.
+    """
+    if _is_logging.get():
+        return
+    if isinstance(logger, str):
+        logger = get_logger(logger)
+    if not logger.isEnabledFor(level):
+        return
+    try:
+        _is_logging.set(True)
+        prefix = _PREFIXES.get(logger.name, "")
+        text = str(message)
+        if not text.startswith(prefix):
+            text = prefix + text
+        logger.log(level, text, *args, **{"stacklevel": 2, **options})
+    except Exception:
+        return
+    finally:
+        _is_logging.set(False)
 
 
 def warn_once(
@@ -48,12 +86,7 @@ def warn_once(
     """
     if key not in _said:
         _said.add(key)
-        if isinstance(logger, str):
-            logger = get_logger(logger)
-        try:
-            logger.warning(message, *args, exc_info=exc_info)
-        except Exception:
-            return
+        log(logger, WARNING, message, *args, exc_info=exc_info)
 
 
 def warn_of_trouble(logger: logging.Logger, kind: object, message: Callable[[], str]) -> None:
@@ -69,9 +102,10 @@ def warn_of_trouble(logger: logging.Logger, kind: object, message: Callable[[], 
     _troubles[kind] = (now, 0)
     more = f" ({left_out} more such warnings were left out)" if left_out else ""
     try:
-        logger.warning("%s%s", message(), more)
-    except Exception:
+        text = message()
+    except Exception:  # it may look at user-defined values
         return
+    log(logger, WARNING, text + more)
 
 
 def find_caller() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import os
 import sys
@@ -30,8 +31,9 @@ def _logger() -> logging.Logger:
 def bare_logger() -> Any:
     """Return Beeline's logger as a program finds it, and restore it afterwards."""
     logger, sdk = _logger(), logging.getLogger("honeycomb-sdk")
-    before = [(log, log.level, list(log.handlers)) for log in (logger, sdk)]
-    for log, _, _ in before:
+    root = logging.getLogger()
+    before = [(log, log.level, list(log.handlers)) for log in (logger, sdk, root)]
+    for log in (logger, sdk):
         log.handlers.clear()
         log.setLevel(logging.NOTSET)
     yield logger
@@ -519,14 +521,103 @@ def test_debug_mode_logs_through_one_handler(
     application: Application, bare_logger: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Debug mode adds one handler to the named logger, however often `init` is called."""
-    root_handlers = list(logging.getLogger().handlers)
+    root_handlers: list[logging.Handler] = []
+    logging.getLogger().handlers = root_handlers
     for _ in range(3):
         application.init(debug=True)
         _send_one()
         beeline.close()
     assert len(bare_logger.handlers) == 1
-    assert logging.getLogger().handlers == root_handlers
-    assert "trace " in capsys.readouterr().err
+    assert root_handlers == []
+    lines = capsys.readouterr().err.splitlines()
+    assert len([line for line in lines if " started" in line]) == 3
+
+
+def test_debug_mode_prints_once_beside_the_applications_handlers(
+    application: Application, bare_logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a handler of the application takes is not printed again, whenever it was configured;
+    a handler that takes no debug messages leaves them to ours."""
+    root, output = logging.getLogger(), io.StringIO()
+    application.init(debug=True)
+    for handlers, is_own in (
+        ([], True),
+        ([logging.StreamHandler(output)], False),
+        ([logging.NullHandler()], True),
+        ([_handler_of_warnings(output)], True),
+    ):
+        root.handlers = handlers
+        before = output.getvalue()
+        _send_one()
+        assert (" started" in capsys.readouterr().err) is is_own
+        assert (" started" in output.getvalue()[len(before) :]) is not is_own
+
+
+def _handler_of_warnings(output: io.StringIO) -> logging.Handler:
+    handler = logging.StreamHandler(output)
+    handler.setLevel(logging.WARNING)
+    return handler
+
+
+def test_debug_mode_without_stderr(
+    application: Application, bare_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program without stderr, as under pythonw, works in debug mode."""
+    logging.getLogger().handlers = []
+    monkeypatch.setattr(sys, "stderr", None)
+    application.init(debug=True)
+    _send_one()
+    assert application.names() == ["one"]
+
+
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO])
+def test_a_handler_that_makes_spans_is_not_called_for_its_own(
+    application: Application, bare_logger: logging.Logger, level: int
+) -> None:
+    """A log handler that makes a span of each record gets the records of debug mode, and none
+    for the spans that it makes itself: that would have no end."""
+
+    class ToHoneycomb(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if beeline.get_beeline():
+                with beeline.tracer("log"):
+                    beeline.add_context_field("message", record.getMessage())
+
+    root, before = logging.getLogger(), logging.getLogger().level
+    root.handlers = [ToHoneycomb()]
+    root.setLevel(level)
+    try:
+        application.init(debug=True)
+        logging.getLogger("shop").warning("hello")
+        root.handlers = []
+        messages = [fields["message"] for fields in application.sent() if fields["name"] == "log"]
+    finally:
+        root.setLevel(before)
+    assert messages.count("hello") == 1
+    assert sum("started" in message for message in messages) <= 2
+
+
+def test_every_message_starts_with_its_package(
+    application: Application, bare_logger: logging.Logger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Messages name who logs them: `beeline: ` or `libhoney: `."""
+    with caplog.at_level(logging.DEBUG):
+        application.init(debug=True, dataset="ignored", presend_hook=lambda fields: 1 / 0)
+        _send_one()
+        application.init(sample_rate=2)
+        current = beeline.get_beeline()
+        assert current is not None
+        current.log("a message of %s", "the application")
+        current.client.log("another")
+        current.client.new_event().send()
+        beeline.internal.log("old name")
+    own = [r for r in caplog.records if r.name.startswith("honeycomb-")]
+    assert len(own) > 6
+    for record in own:
+        prefix = {"honeycomb-beeline": "beeline: ", "honeycomb-sdk": "libhoney: "}[record.name]
+        assert record.getMessage().startswith(prefix), record.getMessage()
+        assert not record.getMessage()[len(prefix) :].startswith(("beeline:", "libhoney:"))
+    assert any(r.getMessage() == "beeline: a message of the application" for r in own)
 
 
 def test_no_handler_without_debug_mode(

@@ -194,7 +194,7 @@ def test_nothing_tells_the_key(
         statsd.calls, [(r.raw_path, r.body, r.headers["User-Agent"]) for r in receiver.requests]
     )
     assert "401" in told.text
-    assert "honeycomb" in told.text
+    assert "libhoney: " in told.text
 
 
 def test_nothing_of_a_beeline_tells_the_key(
