@@ -15,7 +15,7 @@ from beeline.internal import LOGGER_NAME
 from beeline.noop import NOOP_SPAN
 from beeline.propagation import PropagationContext, Request, honeycomb
 from libhoney import Client, Event
-from libhoney.internal import DEBUG, log, warn_once
+from libhoney.internal import DEBUG, describe, log, warn_once
 from libhoney.transmission import lifecycle
 
 TYPE_CHECKING = False
@@ -228,7 +228,16 @@ class Span(Event):
         self._event = event if event is not self else None
         self._data = event._data
 
-    __str__ = object.__str__  # not the fields of an event
+    def __repr__(self) -> str:
+        """Show the name, the ids, how many fields there are, and whether it was finished."""
+        parts = describe(
+            name=self._data.get("name"),
+            trace_id=self.trace_id,
+            id=self.id,
+            parent_id=self.parent_id,
+            fields=len(self._data),
+        )
+        return f"<{type(self).__name__} {parts} {'finished' if self.finished else 'open'}>"
 
     @property
     def start_time(self) -> datetime:
@@ -373,6 +382,10 @@ class Tracer:
         self.sampler_hook: SamplerHook | None = None
         self.http_trace_parser_hook: ParserHook | None = None
         self.http_trace_propagation_hook: PropagationHook | None = None
+
+    def __repr__(self) -> str:
+        """Show the active span and the client, its key masked."""
+        return f"<{type(self).__name__} {describe(active=get_active(), client=self._client)}>"
 
     def register_hooks(
         self,

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Not the thread's: greenlets share one.
 _evaluates: ContextVar[bool] = ContextVar("honeycomb_evaluates", default=False)
+# True while an event's text is made: JSON in JSON in JSON doubles its length each time.
+_is_shown: ContextVar[bool] = ContextVar("honeycomb_is_shown", default=False)
 
 
 class Event(Addressed):
@@ -149,10 +151,16 @@ class Event(Addressed):
         return f"<{type(self).__name__} {parts}>"
 
     def __str__(self) -> str:
-        """Return the fields as JSON."""
+        """Return the fields as JSON; an event among them, perhaps this one, as its `repr`."""
+        if _is_shown.get():
+            return repr(self)
         from libhoney.transmission.encoding import fields_json
 
-        return fields_json(self._data)
+        _is_shown.set(True)
+        try:
+            return fields_json(self._data)
+        finally:
+            _is_shown.set(False)
 
 
 class Timer:

@@ -162,11 +162,11 @@ def mask(secret: object) -> str:
 
 
 def describe(**parts: object) -> str:
-    """Return `name=value` pairs for a `repr`, at most 200 characters of each; never raise."""
+    """Return `name=value` pairs for a `repr`, at most 500 characters of each; never raise."""
     shown = []
     for name, value in parts.items():
         try:
-            text = repr(value)[:200]
+            text = repr(value)[:500]
         except Exception:  # a user-defined `__repr__`
             text = f"<{type(value).__name__}>"
         shown.append(f"{name}={text}")

@@ -8,7 +8,7 @@ import sys
 import threading
 from typing import Any, TextIO
 
-from libhoney.internal import get_logger, warn_of_trouble
+from libhoney.internal import describe, get_logger, warn_of_trouble
 from libhoney.transmission import lifecycle
 from libhoney.transmission.base import ResponseQueue, response
 from libhoney.transmission.encoding import EncodingError, encode_event
@@ -30,6 +30,10 @@ class FileTransmission:
         self._output = output if output is not None else sys.stderr
         self._lock = threading.RLock()
         self._responses = ResponseQueue(2000)
+
+    def __repr__(self) -> str:
+        """Show where events are written."""
+        return f"<FileTransmission {describe(output=self._output)}>"
 
     def start(self) -> None:
         """Be ready for events, also in forked children."""

@@ -22,6 +22,7 @@ from libhoney.internal import (
     check_api_host,
     check_key,
     check_user_agent,
+    describe,
     get_logger,
     mask,
     warn_of_trouble,
@@ -157,6 +158,16 @@ class QueuedTransmission:
         self._settlers: set[int] = set()  # threads that are about to put responses
         self._counts: collections.Counter[str] = collections.Counter()
         self._dropped: collections.Counter[str] = collections.Counter()
+
+    def __repr__(self) -> str:
+        """Show the state and the counts of events; waits for no lock."""
+        parts = describe(
+            pending=self._batcher.pending + len(self._intake),
+            sent=self._counts["sent"],
+            rejected=self._counts["refused"],
+            dropped=sum(list(self._dropped.values())),
+        )
+        return f"<{type(self).__name__} {'closed' if self._closed else 'open'} {parts}>"
 
     @property
     def stats(self) -> dict[str, Any]:
