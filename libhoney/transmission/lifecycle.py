@@ -1,21 +1,22 @@
 """Exit and fork: transmissions that must be flushed, and what must start afresh in a child.
 
 Transmissions are held weakly. Exit means the end of the interpreter; in children that run no atexit
-handlers, it is the end of `multiprocessing`'s process object, or of Celery's worker process. Fork
-is noticed through `os.register_at_fork`, and under uWSGI, which does not run those hooks, through
-uWSGI's own.
+handlers, it is the end of `multiprocessing`'s process object, of Celery's worker process, or of an
+RQ job. Fork is noticed through `os.register_at_fork`, and under uWSGI, which does not run those
+hooks, through uWSGI's own.
 """
 
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import sys
 import threading
 import time
 import weakref
 
-from libhoney.internal import get_logger
+from libhoney.internal import get_logger, warn_once
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 # Seconds that the end of a process may wait for answers, all transmissions together.
 EXIT_TIMEOUT = 10.0
+# Seconds that the end of a job may wait for responses, in a process that exits right after it.
+JOB_TIMEOUT = 2.0
 # Seconds that the end of a sub-interpreter may wait for requests under way beyond that.
 _LAST_REQUESTS = 60.0
 # Seconds that a fork may wait for an import under way in a sender's thread.
@@ -46,6 +49,7 @@ _worker_hooks: list[Callable[[], object]] = []
 _import_lock = threading.RLock()
 _forks_are_noticed = False
 _multiprocessing_pid = 0
+_rq_hooked = False
 _uwsgi_hooked = False
 _uwsgi_pid = 0
 _before_uwsgi_forks = False
@@ -57,6 +61,7 @@ def register(transmission: Flushable) -> None:
     _transmissions.add(transmission)
     _notice_forks()
     _hook_multiprocessing()
+    _hook_rq()
     _hook_uwsgi()
 
 
@@ -244,6 +249,7 @@ def _in_child() -> None:
         else:
             transmission.after_fork()
     _hook_multiprocessing()
+    _hook_rq()
 
 
 def _inherits() -> bool:
@@ -337,6 +343,120 @@ def _hook_celery() -> None:
             )
     except Exception:
         get_logger("honeycomb-sdk").warning("no flush at a worker's end", exc_info=True)
+
+
+def _hook_rq() -> None:
+    """Flush at the end of each RQ job, whose process ends with `os._exit`.
+
+    That process, the "work horse", runs its job in `main_work_horse`. If it is the job's own module
+    that calls `init`, this method is already running: then the flush comes after the methods that
+    record the job's outcome.
+    """
+    global _rq_hooked
+    module = sys.modules.get("rq.worker")
+    if module is None or _rq_hooked or _is_initializing(module):
+        return
+    _rq_hooked = True
+    hooked = [
+        _wrap_method(module, "main_work_horse", _flush_after_perform_job),
+        _wrap_method(module, "handle_job_success", _flush_after_outcome),
+        _wrap_method(module, "handle_job_failure", _flush_after_outcome),
+    ]
+    _wrap_method(module, "handle_job_retry", _flush_after_outcome)  # since RQ 2.6
+    if not all(hooked):
+        warn_once(
+            "honeycomb-sdk",
+            "RQ",
+            "libhoney: cannot flush at the end of RQ jobs, because this version of RQ is not "
+            "supported: call beeline.flush() or libhoney.flush() at the end of each job",
+        )
+
+
+def _is_initializing(module: Any) -> bool:
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
+
+
+def _wrap_method(module: Any, name: str, wrap: Callable[[Any], Any]) -> bool:
+    """Wrap a method of RQ's `Worker` in the class that defines it; return whether it is there."""
+    try:
+        owner = next(one for one in module.Worker.__mro__ if name in vars(one))
+        setattr(owner, name, wrap(vars(owner)[name]))
+    except (AttributeError, StopIteration, TypeError):
+        return False
+    return True
+
+
+def _flush_after_perform_job(main_work_horse: Any) -> Any:
+    """Return `main_work_horse` with a flush between the job and the `os._exit` after it.
+
+    A subclass may override `perform_job` and make spans in it. So it is wrapped in the worker
+    object, which runs a single job in this process.
+    """
+
+    @functools.wraps(main_work_horse)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            args[0].perform_job = _flush_after(args[0].perform_job)
+        except (AttributeError, IndexError):  # the flush comes after the other methods
+            pass
+        return main_work_horse(*args, **kwargs)
+
+    return wrapper
+
+
+def _flush_after_outcome(method: Any) -> Any:
+    """Return a method with a flush after it, in a work horse whose `perform_job` has none."""
+    flushing = _flush_after(method)
+
+    @functools.wraps(method)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        attributes = getattr(args[0], "__dict__", {}) if args else {}
+        flushes = attributes.get("_is_horse", True) and "perform_job" not in attributes
+        return (flushing if flushes else method)(*args, **kwargs)
+
+    return wrapper
+
+
+def _flush_after(method: Any) -> Any:
+    @functools.wraps(method)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        finally:
+            _flush_job()
+
+    return wrapper
+
+
+def _flush_job() -> None:
+    """Deliver the events of a job whose process exits right after it; warn about lost ones."""
+    deadline = time.monotonic() + JOB_TIMEOUT
+    transmissions = list(_transmissions)
+    if len(transmissions) > 1:
+        for transmission in transmissions:
+            _flush(transmission, 0.0)
+    for transmission in transmissions:
+        _flush(transmission, max(0.0, deadline - time.monotonic()))
+    pending = sum(map(_count_pending, transmissions))
+    if pending > 0:
+        warn_once(
+            "honeycomb-sdk",
+            "job",
+            "libhoney: events lost at the end of a job: %d were not delivered within %g s, and the "
+            "job's process exits now",
+            pending,
+            JOB_TIMEOUT,
+        )
+
+
+def _count_pending(transmission: Any) -> int:
+    """Return how many events have neither been delivered nor rejected nor dropped."""
+    try:
+        stats = transmission.stats
+        completed = stats["sent"] + stats["refused"] + sum(stats["dropped"].values())
+        return int(stats["queued"] - completed)
+    except Exception:  # it does not count: what is sent to a file is written at once
+        return 0
 
 
 def _hook_uwsgi() -> None:
