@@ -30,7 +30,8 @@ _MAX_ENCODED_DATASET = 3 * MAX_DATASET_LENGTH
 _MAX_PAIRS = 16
 
 MAX_ID_LENGTH = 128
-_NOT_IN_IDS = frozenset(" ,;=")
+# `=` may be part of an id: base64 ids, and the `Root=1-…` of AWS that Node Beelines pass on.
+_NOT_IN_IDS = frozenset(" ,;")
 
 
 def http_trace_parser_hook(request: Request) -> PropagationContext | None:
@@ -81,7 +82,8 @@ def unmarshal_propagation_context_with_dataset(
 ) -> tuple[str | None, str | None, dict[str, Any] | None, str | None]:
     """Return trace id, parent id, fields and dataset of a header's value; None for each if bad.
 
-    A missing pair is None, or no fields; an unknown one is skipped.
+    A missing pair is None, or no fields; an unknown one is skipped. A pair is split at its first
+    `=`. An empty context, or JSON's null, has no fields: Go sends null for a nil map.
     """
     bad = (None, None, None, None)
     if not isinstance(trace_header, str):
@@ -126,11 +128,12 @@ def _valid_id(value: Any) -> str | None:
 
 
 def _read_dataset(encoded: str) -> str | None:
-    from urllib.parse import unquote
+    """Return a form-decoded dataset (`+` is a space, as Go, Ruby and Python send it)."""
+    from urllib.parse import unquote_plus
 
     if len(encoded) > 4 * _MAX_ENCODED_DATASET:
         return None
-    dataset = unquote(encoded)
+    dataset = unquote_plus(encoded)
     if 0 < len(dataset) <= MAX_DATASET_LENGTH and dataset.isprintable():
         return dataset
     return None
@@ -141,6 +144,8 @@ def _read_fields(context: str) -> dict[str, Any] | None:
     import json
 
     encoded = context.rstrip("=").replace("-", "+").replace("_", "/")
+    if not encoded:
+        return {}
     if len(encoded) * 3 // 4 > MAX_CONTEXT_BYTES:
         _say("trace context of more than %d bytes left out", MAX_CONTEXT_BYTES)
         return {}
@@ -149,6 +154,8 @@ def _read_fields(context: str) -> dict[str, Any] | None:
         fields = json.loads(decoded)
     except (ValueError, RecursionError):  # binascii.Error and JSONDecodeError are ValueErrors
         return None
+    if fields is None:
+        return {}
     if not isinstance(fields, dict):
         return None
     if len(fields) > MAX_FIELDS:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import beeline
+from beeline.middleware.awslambda import LambdaRequest, beeline_wrapper
 from beeline.propagation import DictRequest, PropagationContext
 from beeline.propagation.default import http_trace_parser_hook, http_trace_propagation_hook
 from tests.beeline.conftest import Application
@@ -23,6 +24,52 @@ def test_honeycomb_comes_first() -> None:
     )
     assert context is not None
     assert (context.trace_id, context.parent_id) == ("abc", "def")
+
+
+def sqs(*headers: str) -> dict[str, Any]:
+    """A Lambda event of SQS messages, each with a Honeycomb header as an attribute."""
+    return {
+        "Records": [
+            {"messageAttributes": {"X-Honeycomb-Trace": {"stringValue": one, "dataType": "String"}}}
+            for one in headers
+        ]
+    }
+
+
+def sns(header: str) -> dict[str, Any]:
+    """A Lambda event of an SNS message with a Honeycomb header as an attribute."""
+    attributes = {"X-Honeycomb-Trace": {"Type": "String", "Value": header}}
+    return {"Records": [{"Sns": {"MessageAttributes": attributes}}]}
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        lambda header: DictRequest({"X-Honeycomb-Trace": header, "traceparent": PARENT}),
+        lambda header: LambdaRequest({"headers": {"x-honeycomb-trace": header}}),
+        lambda header: LambdaRequest({"multiValueHeaders": {"X-Honeycomb-Trace": [header]}}),
+        lambda header: LambdaRequest(sqs(header)),
+        lambda header: LambdaRequest(sns(header)),
+    ],
+    ids=["HTTP", "Lambda", "Lambda, many values", "SQS", "SNS"],
+)
+@pytest.mark.parametrize("context", ["", ",context=", ",context=bnVsbA=="])
+def test_header_without_fields_is_continued_whatever_carries_it(
+    request_of: Any, context: str
+) -> None:
+    """The ids may contain `=`; a `traceparent` beside it is not used."""
+    request = request_of(f"1;trace_id=q83vEjRWeJA=,parent_id=d=f{context}")
+    found = http_trace_parser_hook(request)
+    assert found is not None
+    assert (found.trace_id, found.parent_id, found.trace_fields) == ("q83vEjRWeJA=", "d=f", {})
+
+
+def test_messages_of_a_batch_are_linked_to_traces_without_fields(app: Application) -> None:
+    headers = ["1;trace_id=a=,parent_id=b=,context=bnVsbA==", "1;trace_id=c,parent_id=d,context="]
+    beeline_wrapper(lambda event, context: None)(sqs(*headers), None)
+    links = [event for event in app.sent() if event.get("meta.annotation_type") == "link"]
+    linked = [(link["trace.link.trace_id"], link["trace.link.span_id"]) for link in links]
+    assert linked == [("a=", "b="), ("c", "d")]
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ from tests.beeline.conftest import CLASSIC_KEY, Application
 #: What servers take at most in one header line, as gunicorn's and Apache's default.
 LONGEST_LINE = 8190
 BAD = (None, None, None)
+#: What Node Beelines before 2.0 pass on from a load balancer.
+AWS_ID = "Root=1-5759e988-bd862e3fe1be46a994272793"
 
 
 @pytest.fixture(autouse=True)
@@ -67,10 +69,20 @@ def _context_of(header: str | None) -> Any:
         ("1;trace_id=abc,new=5,parent_id=def", ("abc", "def", {}, None)),
         (" 1; trace_id=abc , parent_id=def,", ("abc", "def", {}, None)),
         ("1;dataset=a%2Fb%C3%BC,trace_id=abc", ("abc", None, {}, "a/bü")),
+        ("1;dataset=my+own%2Bdata,trace_id=abc", ("abc", None, {}, "my own+data")),
+        ("1;trace_id=q83vEjRWeJA=,parent_id=a==", ("q83vEjRWeJA=", "a==", {}, None)),
+        (f"1;trace_id={AWS_ID},parent_id=def,context=e30K", (AWS_ID, "def", {}, None)),
+        ("1;dataset=a=b,trace_id=abc,context=eyJhcHAuYSI6MX0=", ("abc", None, {"app.a": 1}, "a=b")),
+        ("1;trace_id=abc,parent_id=def,context=", ("abc", "def", {}, None)),
+        ("1;trace_id=abc,parent_id=def,context= ", ("abc", "def", {}, None)),
+        ("1;trace_id=abc,parent_id=def,context=bnVsbA==", ("abc", "def", {}, None)),
+        ("1;trace_id=abc,parent_id=def,context=bnVsbA", ("abc", "def", {}, None)),
+        ("1;trace_id=abc,parent_id=def,context=bnVsbAo=", ("abc", "def", {}, None)),
     ],
 )
 def test_good_header(header: str, read: Any) -> None:
-    """Pairs come in any order; unknown ones are skipped, missing ones are fine."""
+    """Pairs come in any order, each split at its first `=`; unknown ones are skipped, missing ones
+    are fine, and so is a context without fields, empty or JSON's null."""
     assert unmarshal_propagation_context_with_dataset(header) == read
     assert unmarshal_propagation_context(header) == read[:3]
     context = http_trace_parser_hook(DictRequest({"x-honeycomb-trace": header}))
@@ -83,10 +95,11 @@ def test_good_header(header: str, read: Any) -> None:
     [
         *("2;trace_id=abc,parent_id=def,context=e30K", "", "1", "1;", "garbage", "1;garbage", ";"),
         *("1;trace_id=abc,context=***", "11;trace_id=abc"),
-        *("1;trace_id=abc,context=", "1;trace_id=abc,context=é", "01;trace_id=abc"),
+        *("1;trace_id=abc,context=é", "01;trace_id=abc"),
         _header([1]),
         _header(5),
-        _header(None),
+        _header(False),
+        _header(""),
         _header(b"\xff\xfe"),
         _header(b"{"),
     ],
@@ -100,6 +113,25 @@ def test_bad_header(header: str, app: Application) -> None:
     fields = app.one("root")
     assert fields["meta.span_type"] == "root"
     assert "parser_hook_error" not in fields
+
+
+@pytest.mark.parametrize("context", ["", ",context=", ",context=bnVsbA==", ",context=e30K"])
+@pytest.mark.parametrize("trace_id", ["abc", "q83vEjRWeJA=", AWS_ID])
+def test_trace_continues_without_fields(app: Application, trace_id: str, context: str) -> None:
+    """Its events have the ids that came in, and so has the header for the next hop."""
+    request = DictRequest({"X-Honeycomb-Trace": f"1;trace_id={trace_id},parent_id=d=f{context}"})
+    span = beeline.propagate_and_start_trace({"name": "root"}, request)
+    headers = beeline.http_trace_propagation_hook()
+    old_header = beeline.marshal_trace_context()
+    beeline.finish_trace(span)
+    fields = app.one("root")
+    assert (fields["trace.trace_id"], fields["trace.parent_id"]) == (trace_id, "d=f")
+    assert fields["meta.span_type"] == "subroot"
+    assert headers == {"X-Honeycomb-Trace": old_header}
+    assert unmarshal_propagation_context(old_header or "") == (
+        *(trace_id, fields["trace.span_id"]),
+        {},
+    )
 
 
 @pytest.mark.parametrize("header", [None, 5, b"1;trace_id=abc", ["1;trace_id=abc"], object()])
@@ -127,7 +159,7 @@ def test_either_base64(fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad_id", ["a b", "a\tb", "a\r\nb", "a\x00b", "a=b", "a;b", "x" * 129, "", "é", "a\x7f"]
+    "bad_id", ["a b", "a\tb", "a\r\nb", "a\x00b", "a;b", "x" * 129, "", "é", "a\x7f"]
 )
 def test_bad_ids(bad_id: str) -> None:
     """Ids with separators, white space or control characters, or too long, are no ids."""
@@ -139,7 +171,7 @@ def test_bad_ids(bad_id: str) -> None:
 
 def test_longest_id() -> None:
     """Ids of any printable kind up to 128 characters are taken."""
-    for good in ("x" * 128, "b8d674f1-04ed-4ea8-b16d-b4dbbe87c78e", "!~", "a/b+c"):
+    for good in ("x" * 128, "b8d674f1-04ed-4ea8-b16d-b4dbbe87c78e", "!~", "a/b+c", AWS_ID, "="):
         assert unmarshal_propagation_context(f"1;trace_id={good}")[0] == good
 
 
@@ -222,7 +254,7 @@ def test_any_pairs_are_read(pairs: list[tuple[str, str]]) -> None:
 
 def _check_bounds(trace_id: Any, parent_id: Any, fields: Any, dataset: Any) -> None:
     for text in (trace_id, parent_id):
-        assert text is None or re.fullmatch(r"[!-+\--:<>-~]{1,128}", text)
+        assert text is None or re.fullmatch(r"[!-+\--:<-~]{1,128}", text)
     assert fields is None or (isinstance(fields, dict) and len(fields) <= 64)
     assert dataset is None or (0 < len(dataset) <= 256 and dataset.isprintable())
 
@@ -242,8 +274,8 @@ PLAIN = st.recursive(
 
 
 @given(
-    st.from_regex(r"\A[0-9a-zA-Z-]{1,128}\Z"),
-    st.from_regex(r"\A[0-9a-zA-Z-]{1,128}\Z"),
+    st.from_regex(r"\A[0-9a-zA-Z=-]{1,128}\Z"),
+    st.from_regex(r"\A[0-9a-zA-Z=-]{1,128}\Z"),
     st.dictionaries(st.text(max_size=10), PLAIN, max_size=8),
     st.none() | st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=50),
 )
@@ -367,6 +399,13 @@ def test_incoming_dataset_with_a_classic_key(application: Application) -> None:
     application.init(writekey=CLASSIC_KEY, dataset="own")
     assert _continue("my%20data").startswith("1;dataset=my%20data,trace_id=abc,")
     assert {event.dataset for event in application.receiver.events} == {"my data"}
+
+
+def test_incoming_dataset_of_a_form(application: Application) -> None:
+    """Go, Ruby and Python Beelines send a space as `+`."""
+    application.init(writekey=CLASSIC_KEY, dataset="own")
+    assert _continue("my+own%2Bdata").startswith("1;dataset=my%20own%2Bdata,trace_id=abc,")
+    assert {event.dataset for event in application.receiver.events} == {"my own+data"}
 
 
 def test_own_dataset_is_not_sent(application: Application) -> None:
