@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_VENV ?= .venv-demo
+DIST ?= dist
 ARGS ?=
 
 # An environment belongs to one Python: with another, it is made anew.
@@ -11,7 +12,7 @@ PYTHON_ID := $(shell $(PYTHON) -c 'import sys; v = sys.version_info; \
 PIP_INSTALL = -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test tally soak lint format types bench guard parts faults growth clean
+.PHONY: help demo test tally soak lint format types bench guard parts faults growth dist clean
 
 help:
 	@echo 'make demo     run two traced services and print their traces'
@@ -25,6 +26,7 @@ help:
 	@echo 'make parts    tell what each part of a span and of an event takes'
 	@echo 'make faults   tell what an application pays while the server fails'
 	@echo 'make growth   tell how cost grows with the work (ARGS=--quick: in two minutes)'
+	@echo 'make dist     build both distributions, honeycomb-beeline and libhoney, into dist/'
 	@echo 'make clean    remove environments, builds and caches'
 	@echo
 	@echo 'PYTHON=python3.12 chooses the interpreter (now: $(PYTHON)).'
@@ -67,8 +69,14 @@ faults: $(VENV)/installed-test
 growth: $(VENV)/installed-bench
 	$(VENV)/bin/python benchmarks/growth.py $(ARGS)
 
+# libhoney is empty, and requires the other one; its README.md says what it is for.
+dist: $(VENV)/made-with-$(PYTHON_ID)
+	@$(VENV)/bin/python $(PIP_INSTALL) build
+	$(VENV)/bin/python -m build --outdir '$(DIST)' .
+	$(VENV)/bin/python -m build --outdir '$(DIST)' distributions/libhoney
+
 clean:
-	rm -rf .venv .venv-demo .venvs build dist *.egg-info
+	rm -rf .venv .venv-demo .venvs build dist *.egg-info distributions/libhoney/*.egg-info
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage htmlcov
 	find beeline libhoney tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 

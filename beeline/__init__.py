@@ -10,12 +10,24 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from beeline.version import VERSION
+
+try:  # before all else: the published libhoney may have been installed over the one of this release
+    from libhoney import VERSION as _LIBHONEY_VERSION
+
+    if _LIBHONEY_VERSION != VERSION:
+        raise ImportError(f"libhoney is of version {_LIBHONEY_VERSION}", name="libhoney")
+except Exception as error:
+    from beeline.installation import check_installation
+
+    check_installation(error)
+    raise
+
 from beeline import core, decorators
 from beeline.aiotrace import AsyncioTracer
 from beeline.core import USER_AGENT_ADDITION, Beeline
 from beeline.noop import NOOP_SPAN, NoopSpan
 from beeline.trace import Span, SpanScope, SynchronousTracer
-from beeline.version import VERSION
 from libhoney.client import DEFAULT_API_HOST
 from libhoney.internal import find_caller
 
