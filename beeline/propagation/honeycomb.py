@@ -10,7 +10,9 @@ import binascii
 from itertools import islice
 
 from beeline import propagation
+from beeline.internal import LOGGER_NAME
 from beeline.propagation import PropagationContext, Request
+from libhoney.internal import get_logger, warn_of_trouble
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -147,7 +149,10 @@ def _read_fields(context: str) -> dict[str, Any] | None:
     if not encoded:
         return {}
     if len(encoded) * 3 // 4 > MAX_CONTEXT_BYTES:
-        _say("trace context of more than %d bytes left out", MAX_CONTEXT_BYTES)
+        _warn_of_size(
+            f"the context of an incoming {HEADER} was dropped: it is larger than "
+            f"{MAX_CONTEXT_BYTES} bytes; the trace continues without its fields"
+        )
         return {}
     try:
         decoded = binascii.a2b_base64(encoded + "=" * (-len(encoded) % 4))
@@ -159,7 +164,7 @@ def _read_fields(context: str) -> dict[str, Any] | None:
     if not isinstance(fields, dict):
         return None
     if len(fields) > MAX_FIELDS:
-        _say("trace fields beyond %d left out", MAX_FIELDS)
+        _warn_of_size(f"trace fields of an incoming {HEADER} beyond {MAX_FIELDS} were dropped")
         fields = dict(list(fields.items())[:MAX_FIELDS])
     return fields
 
@@ -171,7 +176,7 @@ def _fields_json(fields: Any) -> bytes:
     try:
         fields = dict(fields)
         if len(fields) > MAX_FIELDS:
-            _say("trace fields beyond %d left out in %s", MAX_FIELDS, HEADER)
+            _warn_of_size(f"trace fields beyond {MAX_FIELDS} are not sent in {HEADER}")
             fields = dict(islice(fields.items(), MAX_FIELDS))
         encoded = json.dumps(fields, default=str, allow_nan=False, separators=(",", ":")).encode(
             "ascii"
@@ -204,11 +209,13 @@ def _fields_json_one_by_one(fields: Any) -> bytes:
             parts.append(part)
             size += len(part) + 1
     if len(parts) < len(fields):
-        _say("trace fields without room in %s left out", HEADER)
+        _warn_of_size(
+            f"trace fields are not sent in {HEADER}: there is room for "
+            f"{MAX_SENT_CONTEXT_BYTES} bytes of them"
+        )
     return ("{" + ",".join(parts) + "}").encode("ascii")
 
 
-def _say(message: str, *args: object) -> None:
-    import logging
-
-    logging.getLogger("honeycomb-beeline").debug(message, *args)
+def _warn_of_size(message: str) -> None:
+    """Log a warning at most once a minute: anybody may send these headers."""
+    warn_of_trouble(get_logger(LOGGER_NAME), message, lambda: message)

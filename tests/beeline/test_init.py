@@ -588,7 +588,7 @@ def test_a_handler_that_makes_spans_is_not_called_for_its_own(
     root.setLevel(level)
     try:
         application.init(debug=True)
-        logging.getLogger("shop").warning("hello")
+        logging.getLogger("a.logger.of.the.application").warning("hello")
         root.handlers = []
         messages = [fields["message"] for fields in application.sent() if fields["name"] == "log"]
     finally:

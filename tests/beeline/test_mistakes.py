@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import inspect
+import json
 import logging
 import re
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 
 import beeline
 import libhoney
+from beeline.propagation import DictRequest
 
 from .conftest import KEY, Application
 
@@ -229,3 +232,43 @@ def test_a_time_that_is_no_datetime_is_logged_with_its_place(
     assert type(value).__name__ in message
     assert f"{__file__}:{line}" in message
     assert app.one("timed")["name"] == "timed"
+
+
+# Trace context that is too large
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"app.text": "x" * 9_000}, "larger than 8192 bytes"),
+        ({f"app.{number}": number for number in range(65)}, "beyond 64 were dropped"),
+    ],
+)
+def test_upstream_context_dropped_for_its_size_is_logged(
+    app: Application, caplog: pytest.LogCaptureFixture, fields: dict[str, Any], expected: str
+) -> None:
+    """Trace fields of an upstream service that are dropped for their size are a warning, at most
+    once a minute; the trace continues."""
+    context = base64.b64encode(json.dumps(fields).encode()).decode()
+    header = f"1;trace_id=abc,parent_id=def,context={context}"
+    for _ in range(3):
+        span = beeline.propagate_and_start_trace(
+            {"name": "request"}, DictRequest({"X-Honeycomb-Trace": header})
+        )
+        beeline.finish_trace(span)
+    (message,) = _warnings(caplog)
+    assert message.startswith("beeline: ")
+    assert expected in message
+    assert {event["trace.trace_id"] for event in app.sent()} == {"abc"}
+
+
+def test_trace_fields_without_room_in_the_header_are_logged(
+    app: Application, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Trace fields that are not sent to the next service are a warning, at most once a minute."""
+    with beeline.tracer("request"):
+        beeline.add_trace_field("text", "x" * 6_000)
+        for _ in range(3):
+            assert beeline.http_trace_propagation_hook()
+    (message,) = _warnings(caplog)
+    assert "room for 5000 bytes" in message
