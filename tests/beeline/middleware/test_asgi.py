@@ -499,7 +499,7 @@ class TestErrors:
         """A request that cannot be described is answered, untraced; the log says so once."""
         for _ in range(2):
             call(HoneyASGIMiddleware(hello), dict(scope))
-        assert [record.message for record in caplog.records] == ["a request is not traced"]
+        assert [record.message for record in caplog.records] == ["beeline: a request is not traced"]
         assert sent.events == []
 
     def test_odd_messages(self, sent: Sent) -> None:
@@ -1054,7 +1054,7 @@ class TestLifespan:
         lifespan = Lifespan(sent)
         asyncio.run(lifespan.run(lambda _, *channel: live(*channel)))
         assert lifespan.told == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
-        assert "what waits is not sent at shutdown" in caplog.messages
+        assert "beeline: what waits is not sent at shutdown" in caplog.messages
 
 
 @pytest.fixture(autouse=True)

@@ -304,7 +304,7 @@ class TestErrors:
         app = HoneyWSGIMiddleware(hello)
         for _ in range(2):
             assert app({"REQUEST_METHOD": 7}, lambda *_: None) == [b"hello"]
-        assert [record.message for record in caplog.records] == ["a request is not traced"]
+        assert [record.message for record in caplog.records] == ["beeline: a request is not traced"]
         assert sent.events == []
 
     def test_raising_parser_hook(self, sent: Sent) -> None:

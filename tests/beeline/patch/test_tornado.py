@@ -274,7 +274,9 @@ class TestRoute:
         reply = get(web.Application([routing.Rule(Once(), Hello)]))
         assert reply.body == b"hello"
         assert self.routes(sent) == [None]
-        assert "a request's fields are missing" in [record.message for record in caplog.records]
+        assert "beeline: a request's fields are missing" in [
+            record.message for record in caplog.records
+        ]
 
     def test_default_handler(self, sent: Sent) -> None:
         """A default handler has none, although a rule names it too."""
