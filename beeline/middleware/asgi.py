@@ -199,7 +199,7 @@ class _Response:
     def tell(self, status: int) -> None:
         """Add the fields that are known when a response starts; never raise."""
         self._span.add(lambda: {"response.status_code": status})
-        self._span.add(lambda: _route(self._scope))
+        self._span.add(lambda: _route(self._span, self._scope))
 
     async def send(self, message: Message) -> None:
         """Send a message on; the root after the last one.
@@ -236,11 +236,11 @@ class _Response:
 _BODY = ("http.response.body", "http.response.pathsend", "http.response.zerocopysend")
 
 
-def _route(scope: Scope) -> dict[str, Any]:
+def _route(span: ServerSpan, scope: Scope) -> dict[str, Any]:
     """Return the pattern of the route that a framework left in the scope.
 
-    Below a mounted application it is that application's own. Without a route it is the name of
-    the endpoint; a framework that leaves neither has no field.
+    Below a mounted application it starts with where that one is mounted. Without a route it is the
+    name of the endpoint; a framework that leaves neither has no field.
     """
     route = scope.get("route")
     fastapi = scope.get("fastapi")
@@ -252,7 +252,23 @@ def _route(scope: Scope) -> dict[str, Any]:
     path = getattr(route, "path", None)
     if path is None:
         path = getattr(scope.get("endpoint"), "__name__", None)
-    return {"request.route": path} if path is not None else {}
+        return {"request.route": path} if path is not None else {}
+    mount = _mount_pattern(span.root.event._data.get("request.path"), path, scope)
+    if mount and not hasattr(route, "endpoint"):  # the mount itself is the route
+        return {"request.route": mount}
+    return {"request.route": mount + path}
+
+
+def _mount_pattern(whole_path: Any, route: str, scope: Scope) -> str:
+    """Return where the application that has the route is mounted, parameters as `{name}`."""
+    below = ASGIRequest("", scope).path()
+    if not (below and isinstance(whole_path, str) and whole_path.endswith(below)):
+        return ""
+    mount = whole_path[: -len(below)] + "/"
+    for name, value in (scope.get("path_params") or {}).items():
+        if not any("{" + name + end in route for end in "}:"):
+            mount = mount.replace(f"/{value}/", "/{" + name + "}/", 1)
+    return mount[:-1]
 
 
 async def _flush() -> None:

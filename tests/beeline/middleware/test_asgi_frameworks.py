@@ -22,6 +22,7 @@ from starlette.routing import Mount, Route
 
 import beeline
 from beeline.middleware.asgi import HoneyASGIMiddleware
+from tests.beeline.middleware.test_asgi import hello, http_only
 from tests.servers.asgi import SERVERS, serve_asgi
 from tests.servers.helpers import TIMEOUT, Sent, fetch
 
@@ -213,7 +214,7 @@ class TestStarlette:
         check_tree(sent, {"asgi_http_get": None, "view": "asgi_http_get"})
         root = sent.one("asgi_http_get")
         assert root["request.path"] == "/shop/things/3"
-        assert root["request.route"] in ("/things/{id}", "home")
+        assert root["request.route"] in ("/shop/things/{id}", "home")
 
     def test_mounted_application_alone(self, sent: Sent) -> None:
         """Where a mounted application alone is traced, its path is the one below the mount."""
@@ -240,6 +241,69 @@ class TestStarlette:
         with serve_asgi(app) as url:
             fetch(f"{url}/things/3")
         assert found == [({"id": "3"}, home)]
+
+
+class TestMounts:
+    """Below a mounted application the route starts with where that one is mounted."""
+
+    @pytest.fixture
+    def app(self) -> fastapi.FastAPI:
+        """An application with others mounted in it, one of them in another."""
+        things = fastapi.FastAPI()
+
+        @things.get("/things/{id}")
+        async def thing(id: int) -> int:
+            return id
+
+        shop = fastapi.FastAPI()
+        shop.mount("/v1", things)
+        app = fastapi.FastAPI()
+        app.mount("/shop", shop)
+        app.mount("/tenants/{tenant}", things)
+        app.mount("/pages", http_only(hello))
+        return app
+
+    @pytest.mark.parametrize(
+        ("path", "route"),
+        [
+            ("/shop/v1/things/3", "/shop/v1/things/{id}"),
+            ("/tenants/blue/things/3", "/tenants/{tenant}/things/{id}"),
+            ("/tenants/3/things/3", "/tenants/{tenant}/things/{id}"),
+        ],
+    )
+    def test_route(
+        self, sent: Sent, server: str, app: Any, installed: str, path: str, route: str
+    ) -> None:
+        """Names of parameters stand for their values, in the mount point too."""
+        with serve_asgi(traced(app, installed), server) as url:
+            assert fetch(url + path).body == b"3"
+        assert sent.one("asgi_http_get")["request.route"] == route
+
+    def test_mounted_application_without_routes(self, sent: Sent, installed: str, app: Any) -> None:
+        """The mount point is the route, if the framework tells it."""
+        with serve_asgi(traced(app, installed)) as url:
+            assert fetch(f"{url}/pages/a/b").body == b"hello"
+        assert sent.one("asgi_http_get").get("request.route") in ("/pages", "http_app", None)
+
+    def test_root_path(self, sent: Sent, installed: str) -> None:
+        """What a proxy has taken from the path is no mount point."""
+        app = fastapi.FastAPI()
+        app.root_path = "/api"
+        app.get("/things/{id}")(lambda id: id)
+        with serve_asgi(traced(app, installed)) as url:
+            assert fetch(f"{url}/things/3").status == 200
+        assert sent.one("asgi_http_get")["request.route"] == "/things/{id}"
+
+    def test_mounted_application_alone(self, sent: Sent, server: str) -> None:
+        """Where a mounted application alone is traced, its route starts there, as its path does."""
+        inner = fastapi.FastAPI()
+        inner.get("/things/{id}")(lambda id: id)
+        app = Starlette(routes=[Mount("/shop", app=HoneyASGIMiddleware(inner))])
+        with serve_asgi(app, server) as url:
+            assert fetch(f"{url}/shop/things/3").status == 200
+        root = sent.one("asgi_http_get")
+        assert root["request.path"] == "/things/3"
+        assert root["request.route"] == "/things/{id}"
 
 
 class TestFastAPI:
