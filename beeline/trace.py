@@ -117,11 +117,14 @@ class Trace:
         "fields",
         "id",
         "rollup_fields",
+        "server_span",
     )
 
     def __init__(self, trace_id: str, dataset: str | None = None) -> None:
         self.id = trace_id
         self.dataset = dataset
+        # Of the request that is being handled, a `beeline.middleware.server_span.ServerSpan`.
+        self.server_span: Any = None
         self.fields: dict[str, Any] = {}
         self.carried: dict[str, Any] = {}
         self.rollup_fields: defaultdict[str, float] = defaultdict(float)

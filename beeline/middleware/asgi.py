@@ -10,7 +10,12 @@ from typing import Any, Callable
 
 import beeline
 from beeline.internal import LOGGER_NAME, warn_of_exception
-from beeline.middleware.server_span import ServerSpan, request_fields, start_server_span
+from beeline.middleware.server_span import (
+    ServerSpan,
+    find_server_span,
+    request_fields,
+    start_server_span,
+)
 from beeline.middleware.wsgi import SERVER_SPAN_KEY
 from beeline.propagation import Request
 from libhoney.internal import get_logger
@@ -64,6 +69,10 @@ class ASGIRequest(Request):
                 return below
         return path
 
+    def mount(self) -> str | None:
+        """Return the path where the application is mounted."""
+        return self._scope.get("root_path")
+
     def query(self) -> str | None:
         """Return the query as it came, without its question mark."""
         query: bytes = self._scope.get("query_string", b"")
@@ -113,14 +122,16 @@ class HoneyASGIMiddleware:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request.
 
-        One that such a middleware further out traces already only gets its fields from here too.
+        One that a middleware further out traces already only gets its fields from here too.
         """
-        outer = scope.get(SERVER_SPAN_KEY)
-        if isinstance(outer, ServerSpan) and not outer.finished:
-            response = _Response(outer, scope, send, ends_request=False)
+        request = ASGIRequest(self._name, scope)
+        outer = find_server_span(request, scope.get(SERVER_SPAN_KEY))
+        if outer is not None:
+            outer.join(request.request_context)
+            scope[SERVER_SPAN_KEY] = outer
+            response = _Response(outer, scope, send, is_inner=True)
             await self.app(scope, receive, response.send)
             return
-        request = ASGIRequest(self._name, scope)
         span = start_server_span(request, request.request_context)
         if span is None:
             await self.app(scope, receive, send)
@@ -185,14 +196,12 @@ class HoneyASGIMiddleware:
 class _Response:
     """A response on its way to the server: its start tells fields, its end sends the root."""
 
-    def __init__(
-        self, span: ServerSpan, scope: Scope, send: Send, ends_request: bool = True
-    ) -> None:
+    def __init__(self, span: ServerSpan, scope: Scope, send: Send, is_inner: bool = False) -> None:
         self.started = False
         self._span = span
         self._scope = scope
         self._send = send
-        self._ends_request = ends_request
+        self._is_inner = is_inner
         self._has_trailers = False
         self._failed = False
 
@@ -209,7 +218,7 @@ class _Response:
         """
         is_last = self._read(message)
         await self._send(message)
-        if is_last and self._ends_request:
+        if is_last and not self._is_inner:
             if self._failed:
                 self._span.mark_end()
             else:
@@ -240,8 +249,12 @@ def _route(span: ServerSpan, scope: Scope) -> dict[str, Any]:
     """Return the pattern of the route that a framework left in the scope.
 
     Below a mounted application it starts with where that one is mounted. Without a route it is the
-    name of the endpoint; a framework that leaves neither has no field.
+    name of the endpoint; a framework that leaves neither has no field. A framework further in that
+    has set its own route knows better.
     """
+    fields = span.root.event._data
+    if span.is_joined and "request.route" in fields:
+        return {}
     route = scope.get("route")
     fastapi = scope.get("fastapi")
     if isinstance(fastapi, Mapping):
@@ -253,7 +266,7 @@ def _route(span: ServerSpan, scope: Scope) -> dict[str, Any]:
     if path is None:
         path = getattr(scope.get("endpoint"), "__name__", None)
         return {"request.route": path} if path is not None else {}
-    mount = _mount_pattern(span.root.event._data.get("request.path"), path, scope)
+    mount = _mount_pattern(fields.get("request.path"), path, scope)
     if mount and not hasattr(route, "endpoint"):  # the mount itself is the route
         return {"request.route": mount}
     return {"request.route": mount + path}

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Iterable, Mapping
-from contextvars import ContextVar
 from typing import Any, Callable, TypeVar
 from urllib.parse import quote_plus, urlencode
 
 import beeline
-from beeline.middleware.server_span import start_server_span
+from beeline.middleware.server_span import (
+    current_server_span,
+    find_server_span,
+    start_server_span,
+)
 from beeline.propagation import Request
 from beeline.trace import forget_ids, record_exception
 
@@ -22,8 +25,6 @@ COLD_START = True
 # Seconds that an answer waits, at most, until the invocation's events have arrived; never more
 # than half of what the invocation has left.
 FLUSH_TIMEOUT = 2.0
-
-_is_inside: ContextVar[bool] = ContextVar("beeline_inside_invocation", default=False)
 
 
 class LambdaRequest(Request):
@@ -102,7 +103,9 @@ def beeline_wrapper(
     A decorator, with or without arguments. `record_input` puts the event on the span as
     `app.event`, without bodies where `beeline.init(request_bodies=False)`; `record_output` the
     answer as `app.response`. The answer waits for Honeycomb's at most `FLUSH_TIMEOUT` seconds.
-    Where one such handler calls another, that one is a span of the same trace.
+    Where one such handler calls another, that one is a span of the same trace. A web application
+    that serves the invocation inside the handler, as Flask behind an adapter, adds its fields to
+    the invocation's span.
     """
     if handler is None:
         return functools.partial(
@@ -119,9 +122,10 @@ def beeline_wrapper(
 
 def _wrap_function(handler: Handler, nested: Handler, begin: Callable[..., _Invocation]) -> Handler:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if _is_inside.get():
+        invocation = begin(args, kwargs)
+        if invocation.is_nested():
             return nested(*args, **kwargs)
-        with begin(args, kwargs) as invocation:
+        with invocation:
             invocation.response = handler(*args, **kwargs)
             return invocation.response
 
@@ -132,9 +136,10 @@ def _wrap_coroutine(
     handler: Handler, nested: Handler, begin: Callable[..., _Invocation]
 ) -> Handler:
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if _is_inside.get():
+        invocation = begin(args, kwargs)
+        if invocation.is_nested():
             return await nested(*args, **kwargs)
-        with begin(args, kwargs) as invocation:
+        with invocation:
             invocation.response = await handler(*args, **kwargs)
             return invocation.response
 
@@ -162,20 +167,26 @@ class _Invocation:
         self._event = given.get("event")
         self._context = given.get("context")
 
+    def is_nested(self) -> bool:
+        """Return whether another invocation, or a middleware, has started this request's span."""
+        outer = current_server_span()
+        if outer is None:
+            return False
+        return outer.is_invocation or find_server_span(LambdaRequest(self._event)) is not None
+
     def __enter__(self) -> _Invocation:
         global COLD_START
         self._is_cold, COLD_START = COLD_START, False
         if self._is_cold:
             forget_ids()  # a SnapStart snapshot has copies
-        self._span = start_server_span(LambdaRequest(self._event), self._fields)
+        request = LambdaRequest(self._event)
+        self._span = start_server_span(request, self._fields, is_invocation=True)
         if self._span is not None:
             self._span.link(lambda: _messages_of_batch(self._event))
             self._span.__enter__()
-        _is_inside.set(True)
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        _is_inside.set(False)
         span = self._span
         if span is not None:
             span.__exit__()

@@ -6,7 +6,12 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, Callable
 
-from beeline.middleware.server_span import ServerSpan, request_fields, start_server_span
+from beeline.middleware.server_span import (
+    ServerSpan,
+    find_server_span,
+    request_fields,
+    start_server_span,
+)
 from beeline.propagation import Request
 
 Environ = dict[str, Any]
@@ -49,15 +54,11 @@ class WSGIRequest(Request):
 
     def path(self) -> str | None:
         """Return the path below where the application is mounted."""
-        path = self._environ.get("PATH_INFO")
-        if not path:
-            return path
-        try:
-            # PEP 3333: bytes, as if they were Latin-1.
-            text: str = path.encode("latin-1").decode("utf-8")
-        except (UnicodeError, AttributeError):
-            return path  # type: ignore[no-any-return]
-        return text
+        return _text(self._environ.get("PATH_INFO"))
+
+    def mount(self) -> str | None:
+        """Return the path where the application is mounted."""
+        return _text(self._environ.get("SCRIPT_NAME"))
 
     def query(self) -> str | None:
         """Return the query as it came, without its question mark."""
@@ -79,6 +80,17 @@ class WSGIRequest(Request):
         )
 
 
+def _text(path: Any) -> str | None:
+    """Return a path as text. PEP 3333 has its bytes as if they were Latin-1."""
+    if not path:
+        return path  # type: ignore[no-any-return]
+    try:
+        text: str = path.encode("latin-1").decode("utf-8")
+    except (UnicodeError, AttributeError):
+        return path  # type: ignore[no-any-return]
+    return text
+
+
 class HoneyWSGIMiddleware:
     """Gives each request of a WSGI application a trace.
 
@@ -94,12 +106,14 @@ class HoneyWSGIMiddleware:
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer a request.
 
-        One that such a middleware further out traces already only gets its fields from here too.
+        One that a middleware further out traces already only gets its fields from here too.
         """
-        outer = environ.get(SERVER_SPAN_KEY)
-        if isinstance(outer, ServerSpan) and not outer.finished:
-            return self.app(environ, self._recording(outer, environ, start_response))
         request = WSGIRequest(self._name, environ)
+        outer = find_server_span(request, environ.get(SERVER_SPAN_KEY))
+        if outer is not None:
+            outer.join(request.request_context)
+            environ[SERVER_SPAN_KEY] = outer
+            return self.app(environ, self._recording(outer, environ, start_response))
         span = start_server_span(request, request.request_context)
         if span is None:
             return self.app(environ, start_response)

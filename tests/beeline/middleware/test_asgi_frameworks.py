@@ -305,6 +305,21 @@ class TestMounts:
         assert root["request.path"] == "/things/3"
         assert root["request.route"] == "/things/{id}"
 
+    def test_mounted_application_with_its_own(self, sent: Sent, server: str, app: Any) -> None:
+        """Where both are traced the route is the whole one, though the scope may be a copy."""
+        inner = fastapi.FastAPI()
+        inner.get("/things/{id}")(lambda id: id)
+        inner.add_middleware(HoneyASGIMiddleware)
+
+        async def copying(scope: Any, receive: Any, send: Any) -> None:
+            await inner(dict(scope), receive, send)
+
+        app.mount("/copied", copying)
+        app.add_middleware(HoneyASGIMiddleware)
+        with serve_asgi(app, server) as url:
+            assert fetch(f"{url}/copied/things/3").status == 200
+        assert sent.one("asgi_http_get")["request.route"] == "/copied/things/{id}"
+
 
 class TestFastAPI:
     @pytest.fixture
