@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Awaitable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable
@@ -100,6 +101,10 @@ class HoneyASGIMiddleware:
     The root span ends when the response was sent; what the application does after that, such as
     background tasks, is still in the trace. Websockets pass untouched.
 
+    Hooks read context variables as they are where the middleware runs, when the response starts or
+    ends. What is set in another task, as below Starlette's `BaseHTTPMiddleware`, they read if the
+    middleware is installed there as well: the request still has one span.
+
     Servers that insist on a lifespan (`uvicorn --lifespan on`) no longer find that an application
     has none.
     """
@@ -136,6 +141,8 @@ class HoneyASGIMiddleware:
         if span is None:
             await self.app(scope, receive, send)
             return
+        if span.has_hooks and not _quart_is_watched and "quart" in sys.modules:
+            _watch_quart()
         # Not in a copy: what is further out may read the route there afterwards.
         scope[SERVER_SPAN_KEY] = span
         response = _Response(span, scope, send)
@@ -230,13 +237,21 @@ class _Response:
             kind = message["type"]
             if kind == "http.response.start":
                 self.started = True
+                if self._span.has_hooks:
+                    self._span.capture_context(self._is_inner)
                 self.tell(message["status"])
                 self._has_trailers = message.get("trailers", False)
                 self._failed = message["status"] >= 500
-            elif kind in _BODY:
-                return not (self._has_trailers or message.get("more_body", False))
-            elif kind == "http.response.trailers":
-                return not message.get("more_trailers", False)
+                return False
+            if kind in _BODY:
+                is_last = not (self._has_trailers or message.get("more_body", False))
+            else:
+                is_last = kind == "http.response.trailers" and not message.get(
+                    "more_trailers", False
+                )
+            if is_last and self._span.has_hooks:
+                self._span.capture_context(self._is_inner)
+            return is_last
         except Exception:
             warn_of_exception("a response's fields are missing")
         return False
@@ -282,6 +297,33 @@ def _mount_pattern(whole_path: Any, route: str, scope: Scope) -> str:
         if not any("{" + name + end in route for end in "}:"):
             mount = mount.replace(f"/{value}/", "/{" + name + "}/", 1)
     return mount[:-1]
+
+
+_quart_is_watched = False
+
+
+def _watch_quart() -> None:
+    """Let hooks see Quart's contexts, which it leaves before it sends a response."""
+    global _quart_is_watched
+    _quart_is_watched = True
+    try:
+        import quart
+
+        quart.request_tearing_down.connect(_capture_quart_context)
+    except Exception:
+        warn_of_exception("beeline: hooks cannot read Quart's contexts")
+
+
+async def _capture_quart_context(*_: Any, **__: Any) -> None:
+    """Capture the context at the end of Quart's; a coroutine function, so that it runs there."""
+    try:
+        from quart import request
+
+        span = request.scope.get(SERVER_SPAN_KEY)
+        if isinstance(span, ServerSpan):
+            span.capture_context(inner=True)
+    except Exception:
+        warn_of_exception("beeline: hooks cannot read Quart's contexts")
 
 
 async def _flush() -> None:

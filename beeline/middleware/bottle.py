@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from contextvars import copy_context
+from typing import Any, Callable
 
 from beeline.middleware import wsgi
+from beeline.middleware.server_span import ServerSpan
 
 
 class HoneyWSGIMiddleware(wsgi.HoneyWSGIMiddleware):
@@ -17,3 +20,42 @@ class HoneyWSGIMiddleware(wsgi.HoneyWSGIMiddleware):
         """Return the rule that Bottle found, nothing where it found none."""
         route = environ.get("bottle.route")
         return {} if route is None else {"request.route": route.rule}
+
+    def capture_context(self, span: ServerSpan, environ: wsgi.Environ, inner: bool) -> None:
+        """Let the span's hooks see `bottle.request` and `bottle.response` as they are now."""
+        context = copy_context()
+        local_values = _read_local_values()
+
+        def run(work: Callable[[], None]) -> None:
+            context.run(_run_with, local_values, work)
+
+        span.run_hooks_with(run, inner)
+
+
+def _read_local_values() -> dict[tuple[Any, str], Any]:
+    """Return what Bottle keeps in thread-locals: the attributes of its request and response."""
+    bottle = sys.modules.get("bottle")
+    values = {}
+    for thing in (getattr(bottle, "request", None), getattr(bottle, "response", None)):
+        for name, attribute in vars(type(thing)).items():
+            if isinstance(attribute, property):
+                try:
+                    values[thing, name] = getattr(thing, name)
+                except (AttributeError, RuntimeError):  # there is no request in this thread
+                    pass
+    return values
+
+
+def _run_with(local_values: dict[tuple[Any, str], Any], work: Callable[[], None]) -> None:
+    """Call a function while Bottle's thread-locals have these values."""
+    outside = _read_local_values()
+    try:
+        for (thing, name), value in local_values.items():
+            object.__setattr__(thing, name, value)
+        work()
+    finally:
+        for thing, name in local_values:
+            if (thing, name) in outside:
+                object.__setattr__(thing, name, outside[thing, name])
+            else:
+                object.__delattr__(thing, name)

@@ -6,11 +6,18 @@ or scope. A bridge (an ASGI application that serves a WSGI one, a Lambda handler
 either) makes a new `environ` or scope but keeps the context, so the span is also found through the
 active trace. There the two requests are compared, because a request may also *make* requests in
 its own process, with a test client for example: those have a trace of their own.
+
+**Hooks run in the context of their request.** The span is often sent when the framework's context
+is gone: after the body was closed, perhaps in another thread. While that context is there, the
+middleware calls `capture_context`; the sampler and presend hooks of the span, and of the spans
+left open in it, then run in a copy of it. Where a framework keeps its context in thread-locals
+instead of context variables, `run_hooks_with` takes a function that puts them back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextvars import copy_context
 from time import perf_counter
 from typing import Any, Callable
 from urllib.parse import parse_qsl, unquote
@@ -33,7 +40,10 @@ class ServerSpan(Held):
 
     __slots__ = (
         "_end",
+        "_has_inner_context",
+        "_run_hooks",
         "_tracer",
+        "has_hooks",
         "is_invocation",
         "is_joined",
         "request",
@@ -51,6 +61,10 @@ class ServerSpan(Held):
         self._tracer = tracer
         self.root = root
         self._end: float | None = None
+        self._run_hooks: Callable[[Callable[[], None]], object] | None = None
+        self._has_inner_context = False
+        # Whether a sampler or presend hook will run for the request's span.
+        self.has_hooks = tracer.presend_hook is not None or tracer.sampler_hook is not None
         # The request that the span was started for; None when the span has ended.
         self.request = request
         # Whether it is an AWS Lambda invocation: whatever is served inside belongs to it.
@@ -62,6 +76,29 @@ class ServerSpan(Held):
     def finished(self) -> bool:
         """Whether the request's span was sent."""
         return self.root.finished
+
+    @property
+    def has_context(self) -> bool:
+        """Whether a context was captured in which the hooks will run."""
+        return self._run_hooks is not None
+
+    def capture_context(self, inner: bool = False) -> None:
+        """Let the hooks of the request's span run in a copy of the current context.
+
+        A later call replaces an earlier one, except that the context of a framework further in
+        (`inner`) is kept: it has what the outer one has, and the framework's own. Without a hook
+        nothing is captured.
+        """
+        if self.has_hooks:
+            self.run_hooks_with(copy_context().run, inner)
+
+    def run_hooks_with(
+        self, run: Callable[[Callable[[], None]], object], inner: bool = False
+    ) -> None:
+        """Let `run` call the function that runs the hooks, once, wherever the span is sent."""
+        if inner or not self._has_inner_context:
+            self._run_hooks = run
+            self._has_inner_context = inner
 
     def join(self, describe: Callable[[], Mapping[str, Any]]) -> None:
         """Add a request's fields that `describe()` returns, if this span has none; never raise.
@@ -108,9 +145,12 @@ class ServerSpan(Held):
             if isinstance(event, Span):  # not one that the user put there
                 event._started += perf_counter() - self._end
             self._end = None
+        run, self._run_hooks = self._run_hooks, None
         try:
-            with self:
-                self._tracer.finish_trace(self.root)
+            if run is None:
+                self._finish_trace()
+            else:
+                run(self._finish_trace)
         finally:
             self._forget_request()
 
@@ -124,10 +164,24 @@ class ServerSpan(Held):
         What is open inside belongs to that work, and so do spans it starts from here on; `finish`
         sends what it leaves behind.
         """
+        run, self._run_hooks = self._run_hooks, None
         try:
-            active = activate(None)  # with the root around it as before
-            self._tracer.finish_span(self.root)
-            activate(active)
+            if run is None:
+                self._finish_root()
+            else:
+                run(self._finish_root)
+        finally:
+            self._forget_request()
+
+    def finish_here(self) -> None:
+        """Send the request's span, and what is open inside, in the context of the request.
+
+        What follows here is still in its trace.
+        """
+        self._run_hooks = None
+        try:
+            self._tracer.finish_trace(self.root)
+            activate(self.root)
         finally:
             self._forget_request()
 
@@ -137,6 +191,15 @@ class ServerSpan(Held):
         trace = self.root.trace
         if trace.server_span is self:
             trace.server_span = None
+
+    def _finish_trace(self) -> None:
+        with self:
+            self._tracer.finish_trace(self.root)
+
+    def _finish_root(self) -> None:
+        active = activate(None)  # with the root around it as before
+        self._tracer.finish_span(self.root)
+        activate(active)
 
 
 def request_fields(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, Callable
 
+from beeline.internal import warn_of_exception
 from beeline.middleware.server_span import (
     ServerSpan,
     find_server_span,
@@ -108,12 +109,12 @@ class HoneyWSGIMiddleware:
 
         One that a middleware further out traces already only gets its fields from here too.
         """
-        request = WSGIRequest(self._name, environ)
+        request = self.make_request(environ)
         outer = find_server_span(request, environ.get(SERVER_SPAN_KEY))
         if outer is not None:
             outer.join(request.request_context)
             environ[SERVER_SPAN_KEY] = outer
-            return self.app(environ, self._recording(outer, environ, start_response))
+            return self.app(environ, self._recording(outer, environ, start_response, inner=True))
         span = start_server_span(request, request.request_context)
         if span is None:
             return self.app(environ, start_response)
@@ -134,14 +135,34 @@ class HoneyWSGIMiddleware:
             return body
         return SizedTracedBody(body, span) if hasattr(body, "__len__") else TracedBody(body, span)
 
+    def make_request(self, environ: Environ) -> WSGIRequest:
+        """Return the request of an environment."""
+        return WSGIRequest(self._name, environ)
+
     def late_fields(self, environ: Environ) -> dict[str, Any]:
         """Return fields known only when the framework has seen the request."""
         return {}
 
+    def capture_context(self, span: ServerSpan, environ: Environ, inner: bool) -> None:
+        """Let the span's hooks see what the framework knows of its request.
+
+        Called when the response starts, if there are hooks.
+        """
+        span.capture_context(inner)
+
     def _recording(
-        self, span: ServerSpan, environ: Environ, start_response: Callable[..., Any]
+        self,
+        span: ServerSpan,
+        environ: Environ,
+        start_response: Callable[..., Any],
+        inner: bool = False,
     ) -> Callable[..., Any]:
         def start_recorded_response(status: str, *args: Any, **kwargs: Any) -> Any:
+            if span.has_hooks:
+                try:
+                    self.capture_context(span, environ, inner)
+                except Exception:
+                    warn_of_exception("beeline: hooks cannot read the contexts of a request")
             code = _status_code(status)
             span.add(lambda: {"response.status_code": code, **self.late_fields(environ)})
             error = _error_behind(*args[1:], **kwargs)

@@ -139,6 +139,8 @@ class _Exchange:
             with self._recording():
                 await execute()
             is_waiting = not handler._finished and self._watch_close(handler)
+            if is_waiting:
+                self._span.capture_context()  # others will end it
         finally:
             self._handlers_at_work -= 1
             self._span.span = get_active()

@@ -152,6 +152,18 @@ class TestWSGIInASGI:
         assert sent.one("view")["trace.parent_id"] == root["trace.span_id"]
         assert len(sent.events) == 2
 
+    def test_hooks_read_flask(self, sent: Sent, app: Any) -> None:
+        """A presend hook reads Flask's request for the outer span too."""
+
+        def presend(fields: dict[str, Any]) -> None:
+            fields["app.agent"] = flask.request.headers["User-Agent"]
+
+        sent.init(presend_hook=presend)
+        with serve_asgi(app) as url:
+            fetch(f"{url}/flask/hello/x", headers={"User-Agent": "tests"})
+            fetch(f"{url}/flask/stream", headers={"User-Agent": "tests"})
+        assert [root["app.agent"] for root in sent.named("asgi_http_get")] == ["tests"] * 2
+
     def test_each_request_is_a_trace(self, sent: Sent, app: Any) -> None:
         """Requests one after the other have a trace each."""
         with serve_asgi(app) as url:

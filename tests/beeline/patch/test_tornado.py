@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -858,6 +858,42 @@ class TestEnds:
         assert not {"response.status_code", "request.error"} & root.keys()
         for name in ("cleanup", "left open"):
             assert sent.one(name)["trace.parent_id"] == root["trace.span_id"]
+
+    @pytest.mark.parametrize("path", ["/", "/later", "/never", "/fail"])
+    def test_hooks(self, sent: Sent, path: str) -> None:
+        """A hook reads what the handler has set, whoever ends its request."""
+        tenant: ContextVar[str] = ContextVar("tenant", default="none")
+        waiting, closed = threading.Event(), threading.Event()
+
+        class Handler(web.RequestHandler):
+            async def get(self) -> None:
+                tenant.set("blue")
+                if self.request.path == "/fail":
+                    raise ValueError("out of stock")
+                if self.request.path != "/":
+                    self._auto_finish = False
+                    IOLoop.current().add_callback(waiting.set)
+                if self.request.path == "/later":
+                    finisher(self.finish)
+
+            def on_connection_close(self) -> None:
+                super().on_connection_close()
+                closed.set()
+
+        def finisher(finish: Any) -> None:
+            loop = asyncio.get_running_loop()
+            loop.call_later(0.01, lambda: Context().run(finish))  # a context without the variable
+
+        sent.init(presend_hook=lambda fields: fields.update({"app.tenant": tenant.get()}))
+        with serve(at(Handler)) as url:
+            if path == "/never":
+                with connect(url) as client:
+                    client.sendall(b"GET /never HTTP/1.1\r\nHost: x\r\n\r\n")
+                    assert waiting.wait(TIMEOUT)
+                assert closed.wait(TIMEOUT)
+            else:
+                fetch(url + path)
+        assert sent.one("tornado_http_get")["app.tenant"] == "blue"
 
     def test_close_that_fails(self, sent: Sent) -> None:
         """What `on_connection_close` raises is on the request that it ends."""
