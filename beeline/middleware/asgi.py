@@ -17,6 +17,7 @@ from beeline.middleware.server_span import (
     request_fields,
     start_server_span,
 )
+from beeline.middleware.starlette_errors import leave_span_to_error_page
 from beeline.middleware.wsgi import SERVER_SPAN_KEY
 from beeline.propagation import Request
 from libhoney.internal import get_logger
@@ -143,19 +144,25 @@ class HoneyASGIMiddleware:
             return
         if span.has_hooks and not _quart_is_watched and "quart" in sys.modules:
             _watch_quart()
+        app = scope.get("app")  # one further out; later perhaps one inside
         # Not in a copy: what is further out may read the route there afterwards.
         scope[SERVER_SPAN_KEY] = span
         response = _Response(span, scope, send)
+        ends_elsewhere = False
         try:
             with span:
                 await self.app(scope, receive, response.send)
         except BaseException as error:
             span.record_error(error)
-            if not response.started and isinstance(error, Exception):  # else nobody sees one
-                response.tell(500)
+            if isinstance(error, Exception):  # else nobody sees a status
+                tell = response.tell if not response.started else None
+                ends_elsewhere = leave_span_to_error_page(app, self, scope, span, tell)
+                if tell is not None and not ends_elsewhere:
+                    tell(500)
             raise
         finally:
-            span.finish()
+            if not ends_elsewhere:
+                span.finish()
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve an application's lifespan, and flush before the server hears of its end.

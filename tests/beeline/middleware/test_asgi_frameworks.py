@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextvars import ContextVar
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,6 +22,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 
 import beeline
+from beeline.middleware import starlette_errors
 from beeline.middleware.asgi import HoneyASGIMiddleware
 from tests.beeline.middleware.test_asgi import hello, http_only
 from tests.servers.asgi import SERVERS, serve_asgi
@@ -319,6 +321,207 @@ class TestMounts:
         with serve_asgi(app, server) as url:
             assert fetch(f"{url}/copied/things/3").status == 200
         assert sent.one("asgi_http_get")["request.route"] == "/copied/things/{id}"
+
+
+class Swallow(BaseHTTPMiddleware):
+    """Handles all exceptions, and runs what is inside in another task."""
+
+    async def dispatch(self, request: Request, call_next: Any) -> Response:
+        try:
+            response: Response = await call_next(request)
+        except RuntimeError:
+            response = PlainTextResponse("sorry", 502)
+        return response
+
+
+class SwallowHere:
+    """Handles all exceptions, in the same task."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await self.app(scope, receive, send)
+        except RuntimeError:
+            await PlainTextResponse("sorry", 502)(scope, receive, send)
+
+
+async def handle(request: Request, error: Exception) -> Response:
+    with beeline.tracer("handler"):
+        return PlainTextResponse("sorry", 503)
+
+
+def handle_in_thread(request: Request, error: Exception) -> Response:
+    with beeline.tracer("handler"):
+        return PlainTextResponse("sorry", 503)
+
+
+class HandlerObject:
+    """A handler that is a callable object."""
+
+    async def __call__(self, request: Request, error: Exception) -> Response:
+        return await handle(request, error)
+
+
+class TestErrorPages:
+    """Of an exception that nothing inside handles, Starlette makes a page outside of all others."""
+
+    @pytest.mark.parametrize("handler", [handle, handle_in_thread, HandlerObject()])
+    @pytest.mark.parametrize("between", [[], [Middleware(Between)]])
+    def test_handler(
+        self, sent: Sent, server: str, installed: str, handler: Any, between: list[Middleware]
+    ) -> None:
+        """The status is that of the application's own page; its spans are in the trace.
+
+        So it is for each request, at once or after another.
+        """
+        app = Starlette(
+            routes=[Route("/", fail)], middleware=between, exception_handlers={Exception: handler}
+        )
+        if installed == "added":  # inside of what is between
+            app.user_middleware.append(TRACED)
+        with serve_asgi(app if installed == "added" else HoneyASGIMiddleware(app), server) as url:
+            clients = [threading.Thread(target=fetch, args=(url,)) for _ in range(4)]
+            for client in clients:
+                client.start()
+            for client in clients:
+                client.join()
+            assert fetch(url).status == 503
+        roots = {root["trace.trace_id"]: root for root in sent.named("asgi_http_get")}
+        handled = {span["trace.trace_id"]: span for span in sent.named("handler")}
+        assert len(roots) == 5
+        assert roots.keys() == handled.keys()
+        for trace_id, root in roots.items():
+            assert root["response.status_code"] == 503
+            assert root["request.error_detail"] == "out of stock"
+            assert handled[trace_id]["trace.parent_id"] == root["trace.span_id"]
+        assert len(sent.named("view")) == 5
+
+    @pytest.mark.parametrize("debug", [False, True])
+    def test_page_of_starlette(self, sent: Sent, server: str, debug: bool) -> None:
+        """Without a handler the status is that of Starlette's own page."""
+        app = Starlette(routes=[Route("/things/{id}", fail)], middleware=[TRACED], debug=debug)
+        with serve_asgi(app, server) as url:
+            assert fetch(f"{url}/things/3").status == 500
+        root = sent.one("asgi_http_get")
+        assert root["response.status_code"] == 500
+        assert root["request.route"] in ("/things/{id}", "fail")
+        assert sent.names[-1] == "asgi_http_get"
+
+    @pytest.mark.parametrize("outside", [Swallow, SwallowHere])
+    def test_middleware_that_handles_it(
+        self, sent: Sent, monkeypatch: pytest.MonkeyPatch, server: str, outside: Any
+    ) -> None:
+        """A middleware in between may handle the exception: then no status is guessed."""
+        monkeypatch.setattr(starlette_errors, "PATIENCE_SECONDS", 0.05)
+        app = Starlette(
+            routes=[Route("/", fail)],
+            middleware=[Middleware(outside), TRACED],
+            exception_handlers={Exception: handle},
+        )
+        with serve_asgi(app, server) as url:
+            assert fetch(url).status == 502
+            sent.receiver.wait_for(2)  # while the server runs
+        root = sent.one("asgi_http_get")
+        assert root["request.error_detail"] == "out of stock"
+        assert "response.status_code" not in root
+        assert sorted(sent.names) == ["asgi_http_get", "view"]
+
+    def test_loop_that_ends(self, sent: Sent) -> None:
+        """An event loop that ends before an error page was made sends the span."""
+        app = Starlette(routes=[Route("/", fail)], middleware=[Middleware(Swallow), TRACED])
+        with serve_asgi(app) as url:
+            assert fetch(url).status == 502
+        assert "response.status_code" not in sent.one("asgi_http_get")
+
+    def test_handler_that_is_slow(
+        self, sent: Sent, monkeypatch: pytest.MonkeyPatch, server: str
+    ) -> None:
+        """A page may take its time once it is being made."""
+        monkeypatch.setattr(starlette_errors, "PATIENCE_SECONDS", 0.01)
+
+        async def slow(request: Request, error: Exception) -> Response:
+            await asyncio.sleep(0.1)
+            return await handle(request, error)
+
+        app = Starlette(
+            routes=[Route("/", fail)], middleware=[TRACED], exception_handlers={Exception: slow}
+        )
+        with serve_asgi(app, server) as url:
+            assert fetch(url).status == 503
+        assert sent.one("asgi_http_get")["response.status_code"] == 503
+
+    def test_handler_that_fails(self, sent: Sent) -> None:
+        """A handler that raises leaves the server's own 500; both exceptions are the server's."""
+
+        async def failing(request: Request, error: Exception) -> Response:
+            raise LookupError("no template")
+
+        app = Starlette(
+            routes=[Route("/", fail)], middleware=[TRACED], exception_handlers={Exception: failing}
+        )
+        with serve_asgi(app) as url:
+            assert fetch(url).status == 500
+        root = sent.one("asgi_http_get")
+        assert root["response.status_code"] == 500
+        assert root["request.error_detail"] == "out of stock"
+
+    def test_exception_after_the_start(self, sent: Sent) -> None:
+        """Once a response has started its status counts; the handler still runs, in the trace."""
+
+        class Stream:
+            async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                await send({"type": "http.response.body", "body": b"a", "more_body": True})
+                raise RuntimeError("page 2 is gone")
+
+        app = Starlette(
+            routes=[Route("/", Stream())],
+            middleware=[TRACED],
+            exception_handlers={Exception: handle},
+        )
+        with serve_asgi(app) as url:
+            with socket.create_connection(("127.0.0.1", urlsplit(url).port or 0)) as client:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                client.settimeout(TIMEOUT)
+                while client.recv(65536):
+                    pass
+        root = sent.one("asgi_http_get")
+        assert root["response.status_code"] == 200
+        assert root["request.error_detail"] == "page 2 is gone"
+        check_tree(sent, {"asgi_http_get": None, "handler": "asgi_http_get"})
+
+    def test_hooks(self, sent: Sent) -> None:
+        """Hooks of a span that ends with an error page read what the application has set."""
+        tenant: ContextVar[str] = ContextVar("tenant", default="none")
+
+        async def view(request: Request) -> Response:
+            tenant.set("blue")
+            raise RuntimeError("out of stock")
+
+        sent.init(presend_hook=lambda fields: fields.update({"app.tenant": tenant.get()}))
+        app = Starlette(
+            routes=[Route("/", view)], middleware=[TRACED], exception_handlers={Exception: handle}
+        )
+        with serve_asgi(app) as url:
+            fetch(url)
+        assert sent.one("asgi_http_get")["app.tenant"] == "blue"
+
+    def test_mounted_application(self, sent: Sent) -> None:
+        """Around a mounted application, the page of the outer one's handler counts."""
+
+        async def plain(scope: Any, receive: Any, send: Any) -> None:
+            raise RuntimeError("out of stock")
+
+        app = Starlette(
+            routes=[Mount("/shop", app=HoneyASGIMiddleware(plain))],
+            exception_handlers={Exception: handle},
+        )
+        with serve_asgi(app) as url:
+            assert fetch(f"{url}/shop/x").status == 503
+        assert sent.one("asgi_http_get")["response.status_code"] == 503
+        check_tree(sent, {"asgi_http_get": None, "handler": "asgi_http_get"})
 
 
 class TestFastAPI:
