@@ -248,7 +248,7 @@ class TestRequestsInsideARequest:
         assert len(sent.trace_ids) == 1
 
     def test_same_path(self, sent: Sent) -> None:
-        """One to the same path is told apart by the span that it continues."""
+        """One to the same path differs by the span that it continues."""
         app = make_flask()
 
         @app.route("/again")
@@ -440,7 +440,7 @@ class TestLambda:
 
 
 def test_bridge_without_beeline(bridge: Any) -> None:
-    """Before `beeline.init` a bridged application answers as ever."""
+    """Before `beeline.init` a bridged application works as before."""
     beeline.close()
     with serve_asgi(HoneyASGIMiddleware(bridge(make_flask()))) as url:
         assert fetch(f"{url}/hello/x").body == b"hello x"

@@ -547,7 +547,7 @@ class TestASGI:
         ("path", "status"), [("/", 200), ("/pieces", 200), ("/fail", 500), ("/none", 404)]
     )
     def test_quart(self, sent: Sent, init: Init, path: str, status: int) -> None:
-        """A hook reads Quart's request and `g`, though Quart answers outside of its contexts."""
+        """A hook reads Quart's request and `g`, though Quart responds outside of its contexts."""
         app = quart.Quart(__name__)
         app.asgi_app = HoneyASGIMiddleware(app.asgi_app)  # type: ignore[method-assign]
         app.logger.setLevel(logging.CRITICAL)
