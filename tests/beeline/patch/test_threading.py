@@ -284,7 +284,7 @@ class Counting(ThreadPoolExecutor):
 
 
 class OwnThreads(ThreadPoolExecutor):
-    """A pool that starts threads of its own kind."""
+    """A pool that starts its own threads and runs the work items in them."""
 
     def _adjust_thread_count(self) -> None:
         if not self._threads:
@@ -293,11 +293,13 @@ class OwnThreads(ThreadPoolExecutor):
             self._threads.add(thread)
 
     def _work(self) -> None:
+        # Python >= 3.14 (gh-124694): a work item runs in the context of its worker.
+        worker = (self._create_worker_context(),) if sys.version_info >= (3, 14) else ()
         while True:
             item = self._work_queue.get()
             if item is None:
                 return
-            item.run()
+            item.run(*worker)
 
 
 class TestPool:
