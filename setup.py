@@ -53,7 +53,8 @@ FRAMEWORKS = {
 }
 TRANSPORT = {
     "statsd": ["statsd>=3.3"],
-    "zstd": ["zstandard>=0.21"],
+    # Python has its own since 3.14.
+    "zstd": ["zstandard>=0.21; python_version < '3.14'"],
 }
 TEST = [
     *[requirement for extra in FRAMEWORKS.values() for requirement in extra],

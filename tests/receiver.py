@@ -25,6 +25,7 @@ import socket
 import ssl
 import struct
 import subprocess
+import sys
 import threading
 import time
 import unittest
@@ -44,6 +45,9 @@ from urllib.parse import unquote
 
 MAX_BATCH = 5_000_000
 MAX_EVENT = 1_000_000
+
+#: The module that decompresses zstd: Python's own, or the package of the extra `zstd`.
+ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "zstandard"
 
 ACCEPTED: dict[str, Any] = {"status": 202}
 UNKNOWN_KEY = "unknown API key - check your credentials"
@@ -709,8 +713,10 @@ def _end_of_space(text: str, start: int) -> int:
 
 
 def _unzstd(body: bytes) -> bytes:
-    decompressor = import_module("zstandard").ZstdDecompressor().decompressobj()
-    return bytes(decompressor.decompress(body))
+    module = import_module(ZSTD)
+    if ZSTD == "zstandard":
+        return bytes(module.ZstdDecompressor().decompressobj().decompress(body))
+    return bytes(module.decompress(body))
 
 
 def _json(value: Any) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
@@ -543,7 +544,7 @@ def compression_named(name: str | None, level: int) -> Compression:
     """Return a compression by its name; `level` is that of `gzip`.
 
     Raises ValueError for a name other than `gzip`, `zstd` and None, for a level out of range and
-    for `zstd` without the package it needs.
+    for `zstd` on Python before 3.14 without the package zstandard.
     """
     if name is None:
         return PLAIN
@@ -619,11 +620,18 @@ def _quick_gzip(level: int, decompress: Callable[[bytes], bytes]) -> Compression
 
 
 def _zstd() -> Compression:
+    if sys.version_info >= (3, 14):
+        try:
+            from compression.zstd import compress, decompress
+        except ImportError:  # this Python was built without libzstd
+            pass
+        else:
+            return Compression("zstd", lambda parts: compress(b"".join(parts), 1), decompress)
     try:
         from zstandard import ZstdCompressor, ZstdDecompressor
     except ImportError:
         raise ValueError(
-            "compression='zstd' needs the package zstandard: pip install honeycomb-beeline[zstd]"
+            "compression='zstd' needs Python 3.14 or the package zstandard: pip install zstandard"
         ) from None
     # One for each call: a compressor is not for several threads.
     return Compression(

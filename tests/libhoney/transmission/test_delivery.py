@@ -24,6 +24,7 @@ from libhoney.transmission.delivery import (
     batch_url,
 )
 from libhoney.transmission.encoding import SEPARATOR, compression_named
+from tests.receiver import ZSTD
 
 ALL_WELL = b'[{"status":202},{"status":202},{"status":202}]'
 DATASETS = [
@@ -96,7 +97,7 @@ def test_passing_failure_is_retried_whole(status: int) -> None:
 def test_what_goes_again_is_compressed_in_the_same_way(name: str | None, quick: bool) -> None:
     """All of a batch, or of one that is held compressed a part."""
     if name == "zstd":
-        pytest.importorskip("zstandard")
+        pytest.importorskip(ZSTD)
     with pytest.MonkeyPatch.context() as patch:
         if not quick:
             patch.setitem(sys.modules, "isal", None)

@@ -41,7 +41,7 @@ from tests.libhoney.support import (
     send,
 )
 from tests.libhoney.transmission.test_delivery import DATASETS
-from tests.receiver import Answer, Receiver
+from tests.receiver import ZSTD, Answer, Receiver
 
 HANG = Answer(hang=True)
 
@@ -96,7 +96,7 @@ def test_compression_is_the_one_asked_for(
 ) -> None:
     """gzip by default, zstd on request, none with `gzip_enabled=False`."""
     if encoding == "zstd":
-        pytest.importorskip("zstandard")
+        pytest.importorskip(ZSTD)
     client = make_client(**choice)
     send(client, "one", text="same " * 1000)
     assert client.flush()

@@ -29,7 +29,7 @@ import tornado.web
 from libhoney import Client
 from libhoney.transmission import TornadoTransmission
 from libhoney.version import VERSION
-from tests.receiver import Answer, Receiver
+from tests.receiver import ZSTD, Answer, Receiver
 
 ROOT = Path(__file__).parents[3]
 
@@ -132,7 +132,7 @@ def test_compression(
     receiver: Receiver, make: Make, settings: dict[str, Any], encoding: str | None
 ) -> None:
     if encoding == "zstd":
-        pytest.importorskip("zstandard")
+        pytest.importorskip(ZSTD)
     client = make(**settings)
     send(client, "a")
 
