@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections import defaultdict
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -15,6 +14,7 @@ from beeline.internal import LOGGER_NAME
 from beeline.noop import NOOP_SPAN
 from beeline.propagation import PropagationContext, Request, honeycomb
 from libhoney import Client, Event
+from libhoney._cpython import reentrant_lock
 from libhoney.internal import DEBUG, describe, log, warn_once
 from libhoney.transmission import lifecycle
 
@@ -60,7 +60,7 @@ _MAX_HOOKS = 2
 
 # Not the thread's: greenlets share one.
 _hooks: ContextVar[int] = ContextVar("honeycomb_hooks", default=0)
-_rollup_lock = threading.RLock()  # a destructor may add to a rollup while its thread does
+_rollup_lock = reentrant_lock()  # a destructor may add to a rollup while its thread does
 _NO_ID = "0" * 16
 _ids: list[str] = []
 _new = object.__new__
@@ -69,7 +69,7 @@ _new = object.__new__
 def _start_afresh() -> None:
     """Share neither ids nor a lock that may be held with a parent process."""
     global _rollup_lock
-    _rollup_lock = threading.RLock()
+    _rollup_lock = reentrant_lock()
     _ids.clear()
 
 

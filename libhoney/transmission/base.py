@@ -7,6 +7,8 @@ import sys
 import threading
 from typing import Any, Callable, Protocol
 
+from libhoney._cpython import reentrant_lock
+
 Response = dict[str, Any]
 
 
@@ -58,7 +60,7 @@ class ResponseQueue(queue.Queue[Any]):
     def _make_locks(self) -> None:
         if hasattr(self, "mutex"):
             # Re-entrant: a destructor that runs inside `get` may drop an event.
-            self.mutex = threading.RLock()  # type: ignore[assignment]
+            self.mutex = reentrant_lock()  # type: ignore[assignment]
             self.not_empty = threading.Condition(self.mutex)
             self.not_full = threading.Condition(self.mutex)
             self.all_tasks_done = threading.Condition(self.mutex)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import platform
 import queue
 import sys
-import threading
 from typing import Any, TextIO
 
+from libhoney._cpython import reentrant_lock
 from libhoney.internal import describe, get_logger, warn_of_trouble
 from libhoney.transmission import lifecycle
 from libhoney.transmission.base import ResponseQueue, response
@@ -28,7 +28,7 @@ class FileTransmission:
         addition = f" {user_agent_addition.strip()}" if user_agent_addition else ""
         self._user_agent = f"libhoney-py/{VERSION}{addition} python/{platform.python_version()}"
         self._output = output if output is not None else sys.stderr
-        self._lock = threading.RLock()
+        self._lock = reentrant_lock()
         self._responses = ResponseQueue(2000)
 
     def __repr__(self) -> str:
@@ -41,7 +41,7 @@ class FileTransmission:
 
     def after_fork(self) -> None:
         """Start afresh in a forked child, where another thread may have held the lock."""
-        self._lock = threading.RLock()
+        self._lock = reentrant_lock()
         self._responses.reset()
 
     def send(self, event: Any) -> None:

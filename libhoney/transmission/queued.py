@@ -18,6 +18,7 @@ from functools import partial
 from threading import get_ident
 from typing import Any, Callable
 
+from libhoney._cpython import reentrant_lock
 from libhoney.internal import (
     check_api_host,
     check_key,
@@ -135,7 +136,7 @@ class QueuedTransmission:
         """Make all that must not be shared with a parent process."""
         # A destructor or a signal handler may send an event while its own thread holds the lock:
         # that event stays in the intake, for whoever holds the lock next.
-        self._lock = threading.RLock()
+        self._lock = reentrant_lock()
         self._is_inside: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]
         self._intake: list[Item] = []
         # With so many in the intake, whoever sends the last of them takes all in. More than one
