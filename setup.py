@@ -56,6 +56,8 @@ TRANSPORT = {
     # Python has its own since 3.14.
     "zstd": ["zstandard>=0.21; python_version < '3.14'"],
 }
+# Without wheels for PyPy, or not for it at all.
+CPYTHON = "platform_python_implementation == 'CPython'"
 TEST = [
     *[requirement for extra in FRAMEWORKS.values() for requirement in extra],
     *[requirement for extra in TRANSPORT.values() for requirement in extra],
@@ -67,7 +69,7 @@ TEST = [
     # What is tested with the shared middleware, on its real servers.
     "a2wsgi>=1.10",
     "asgiref>=3.6",
-    "awslambdaric>=2; sys_platform == 'linux'",
+    f"awslambdaric>=2; sys_platform == 'linux' and {CPYTHON}",
     "celery[redis]>=5.3",
     "djangorestframework>=3.15",
     "falcon>=3.1",
@@ -76,22 +78,23 @@ TEST = [
     "hypercorn>=0.16",
     "pyramid>=2.0",
     # No wheels for Python 3.15 (2.0.30.post1).
-    "pyuwsgi>=2.0.22; sys_platform != 'win32' and python_version < '3.15'",
+    f"pyuwsgi>=2.0.22; sys_platform != 'win32' and python_version < '3.15' and {CPYTHON}",
     "quart>=0.19",
     "rq>=1.16; sys_platform != 'win32'",
     "starlette>=0.36",
     "uvicorn>=0.27",
     # The last releases with wheels for Python 3.9 are older than the last that admit it.
-    "gevent>=24.2; sys_platform != 'win32' and python_version >= '3.10'",
-    "gevent>=24.2,<26; sys_platform != 'win32' and python_version < '3.10'",
+    f"gevent>=24.2; sys_platform != 'win32' and python_version >= '3.10' and {CPYTHON}",
+    f"gevent>=24.2,<26; sys_platform != 'win32' and python_version < '3.10' and {CPYTHON}",
     "gunicorn>=21; sys_platform != 'win32'",
     # Libraries that wrap, pickle or fake what tracing relies on: calls, closures, clocks.
     "cloudpickle>=3.0",
     "freezegun>=1.5",
     "sentry-sdk>=2.0",
-    "time-machine>=2.14; platform_python_implementation == 'CPython'",
-    "hypothesis>=6.100",
-    "numpy>=2.0",
+    f"time-machine>=2.14; {CPYTHON}",
+    f"hypothesis>=6.100; {CPYTHON}",
+    "hypothesis>=6.100,<6.156; platform_python_implementation != 'CPython'",
+    f"numpy>=2.0; {CPYTHON}",
     "pytest>=8",
     "responses>=0.25",
     # Builds wheels by itself, as the packaging tests need; Pyramid's last release for Python 3.9
