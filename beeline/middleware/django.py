@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from itertools import islice
 from typing import Any, Callable
 
+from asgiref.sync import AsyncToSync, SyncToAsync, sync_to_async
 from django.conf import settings
 from django.core.signals import got_request_exception
 from django.db import connections
@@ -33,11 +34,9 @@ from beeline.propagation import Request
 from beeline.trace import record_exception
 
 try:
-    from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
+    from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 except ImportError:  # an older one, which Django before 4.2 admits
     import asyncio
-
-    from asgiref.sync import sync_to_async
 
     iscoroutinefunction = asyncio.iscoroutinefunction  # type: ignore[assignment]
 
@@ -48,6 +47,9 @@ except ImportError:  # an older one, which Django before 4.2 admits
 
 # On the dict that the wrappers around one execution share.
 _TRACED_KEY = "beeline.traced"
+
+# Decorators around a view that are looked through for its name: they might form a circle.
+_MAX_WRAPPERS = 100
 
 _URLENCODED = "application/x-www-form-urlencoded"
 _MULTIPART = "multipart/form-data"
@@ -384,13 +386,43 @@ def _route_fields(request: Any) -> dict[str, Any]:
     match = getattr(request, "resolver_match", None)
     if match is None:
         return {}
-    return {"request.route": match.route, "django.view_func": _view_name(match.func)}
+    try:
+        name = _known_view_name(match.func)
+    except TypeError:  # it has no hash
+        name = _view_name(match.func)
+    return {"request.route": match.route, "django.view_func": name}
 
 
 def _view_name(view: Any) -> str:
-    while isinstance(view, functools.partial):
-        view = view.func
-    return str(getattr(view, "__name__", type(view).__name__))
+    """Return the name of a view's function or class, without the decorators around it."""
+    name = None
+    for _ in range(_MAX_WRAPPERS):
+        own_name = getattr(view, "__name__", None)
+        if own_name is not None:
+            # `as_view` returns a function: Django sets the first, Django REST framework the second.
+            for attribute in ("view_class", "cls"):
+                view_class = getattr(view, attribute, None)
+                if isinstance(view_class, type):
+                    return view_class.__name__
+        inner = _wrapped_view(view)
+        if inner is None:
+            return str(name or own_name or type(view).__name__)
+        # A decorator has a name of its own if it found none to copy.
+        if name is None and hasattr(inner, "__name__"):
+            name = own_name
+        view = inner
+    return str(name or type(view).__name__)
+
+
+_known_view_name = functools.lru_cache(maxsize=1000)(_view_name)
+
+
+def _wrapped_view(view: Any) -> Any:
+    if isinstance(view, (functools.partial, SyncToAsync)):
+        return view.func
+    if isinstance(view, AsyncToSync):
+        return view.awaitable
+    return getattr(view, "__wrapped__", None)
 
 
 def _form_fields(request: Any, read: Callable[[Any], dict[str, Any] | None]) -> dict[str, Any]:

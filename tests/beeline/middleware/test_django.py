@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import gc
 import gzip
 import io
@@ -18,6 +19,7 @@ from urllib.parse import urlencode, urlsplit
 
 import django
 import pytest
+from asgiref.sync import async_to_sync, sync_to_async
 from django.core.asgi import get_asgi_application
 from django.core.files.uploadhandler import MemoryFileUploadHandler
 from django.core.handlers.wsgi import WSGIRequest
@@ -26,7 +28,11 @@ from django.core.wsgi import get_wsgi_application
 from django.db import connections
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse, UnreadablePostError
 from django.test import RequestFactory, override_settings
+from django.urls import path as route
+from django.views.decorators.cache import cache_page
+from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.debug import sensitive_post_parameters
+from django.views.generic import RedirectView
 
 import beeline
 from beeline.middleware.asgi import HoneyASGIMiddleware
@@ -67,6 +73,7 @@ TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 PARENT_ID = "b7ad6b7169203331"
 
 async_streams = pytest.mark.skipif(DJANGO < (4, 2), reason="Django streams asynchronously from 4.2")
+async_classes = pytest.mark.skipif(DJANGO < (4, 1), reason="Django's are asynchronous from 4.1")
 disconnects = pytest.mark.skipif(DJANGO < (5, 0), reason="Django notices disconnects from 5.0")
 
 Serve = Callable[..., AbstractContextManager[str]]
@@ -94,6 +101,11 @@ def site(*middleware: str, **settings: Any) -> AbstractContextManager[Any]:
     settings["MIDDLEWARE"] = names or [f"{MODULE}.HoneyMiddlewareHttp"]
     changed: AbstractContextManager[Any] = override_settings(**settings)
     return changed
+
+
+def urls(*patterns: Any) -> type:
+    """Return what `ROOT_URLCONF` may be instead of a module's name."""
+    return type("Urls", (), {"urlpatterns": patterns})
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +224,7 @@ class TestFields:
         [
             ("/hello/isbn-123", r"hello/isbn-(?P<name>\d+)$", "hello"),
             ("/hello-async/bob/", "hello-async/<slug:name>/", "hello_async"),
-            ("/shelf/", "shelf/", views.Shelf.as_view().__name__),
+            ("/shelf/", "shelf/", "Shelf"),
             ("/called/", "called/", "Callable"),
             ("/partly/", "partly/", "hello"),
         ],
@@ -223,6 +235,70 @@ class TestFields:
             assert fetch(f"{url}{path}").status == 200
         root = sent.one("django_http_get")
         assert (root["request.route"], root["django.view_func"]) == (route, view)
+
+    @pytest.mark.parametrize(
+        ("view", "name"),
+        [
+            (views.Shelf.as_view(), "Shelf"),
+            (csrf_exempt(views.Shelf.as_view()), "Shelf"),
+            (functools.partial(views.Shelf.as_view()), "Shelf"),
+            (functools.partial(cache_page(60)(views.Shelf.as_view())), "Shelf"),
+            (beeline.traced("shelf")(views.Shelf.as_view()), "Shelf"),
+            (views.NeverCached.as_view(), "NeverCached"),
+            pytest.param(views.AsyncShelf.as_view(), "AsyncShelf", marks=async_classes),
+            (RedirectView.as_view(url="/shelf/"), "RedirectView"),
+            (views.absolute, "absolute"),
+            (csrf_exempt(cache_page(60)(views.absolute)), "absolute"),
+            (beeline.traced("x")(views.absolute), "absolute"),
+            (functools.partial(csrf_exempt(functools.partial(views.absolute))), "absolute"),
+            (views.called, "Callable"),
+            (csrf_exempt(views.called), "Callable"),
+            (views.called.method, "method"),
+            (views.greet_async, "greet_async"),
+            (async_to_sync(views.greet_async), "greet_async"),
+            (csrf_exempt(async_to_sync(views.greet_async)), "greet_async"),
+            (sync_to_async(views.absolute), "absolute"),
+            (views.renamed, "orders"),
+        ],
+    )
+    def test_view_names(self, sent: Sent, view: Any, name: str) -> None:
+        """A view has the name of its function or class, whatever is wrapped around it."""
+        with serve_site(ROOT_URLCONF=urls(route("x", view))) as url:
+            assert fetch(f"{url}/x").status in (200, 302)
+        assert sent.one("django_http_get")["django.view_func"] == name
+
+    def test_views_of_django_rest_framework(self, sent: Sent) -> None:
+        """Views and view sets are named by their classes, functions by their own name."""
+        pytest.importorskip("rest_framework")
+        settings = {"UNAUTHENTICATED_USER": None, "DEFAULT_AUTHENTICATION_CLASSES": []}
+        with override_settings(REST_FRAMEWORK=settings):
+            from rest_framework.decorators import api_view
+            from rest_framework.response import Response
+            from rest_framework.routers import SimpleRouter
+            from rest_framework.views import APIView
+            from rest_framework.viewsets import ViewSet
+
+            class OrderList(APIView):
+                def get(self, request: Any) -> Any:
+                    return Response([])
+
+            class InvoiceViewSet(ViewSet):
+                def list(self, request: Any) -> Any:
+                    return Response([])
+
+            @api_view(["GET"])
+            def totals(request: Any) -> Any:
+                return Response({})
+
+            router = SimpleRouter()
+            router.register("invoices", InvoiceViewSet, basename="invoice")
+            routes = [route("orders/", OrderList.as_view()), route("totals/", totals)]
+            with serve_site(ROOT_URLCONF=urls(*routes, *router.urls)) as url:
+                for name in ("orders", "invoices", "totals"):
+                    reply = fetch(f"{url}/{name}/", headers={"Accept": "application/json"})
+                    assert reply.status == 200
+        names = [root["django.view_func"] for root in sent.named("django_http_get")]
+        assert names == ["OrderList", "InvoiceViewSet", "totals"]
 
     def test_behind_a_proxy(self, sent: Sent, serving: Serve) -> None:
         """Scheme and host are what Django's settings for proxies say."""

@@ -23,6 +23,7 @@ from django.http import (
 from django.template.response import TemplateResponse
 from django.utils.decorators import method_decorator
 from django.views import View
+from django.views.decorators.cache import never_cache
 from django.views.decorators.debug import sensitive_post_parameters
 
 import beeline
@@ -119,12 +120,43 @@ class Shelf(View):
         return HttpResponse("secret")
 
 
+@method_decorator(never_cache, name="dispatch")
+class NeverCached(View):
+    def get(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse("not cached")
+
+
+class AsyncShelf(View):
+    async def get(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse("shelf")
+
+
 class Callable:
+    __hash__ = None  # type: ignore[assignment]
+
     def __call__(self, request: HttpRequest) -> HttpResponse:
         return HttpResponse("called")
 
+    def method(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse("method")
+
+
+def rename(view: Any) -> Any:
+    @functools.wraps(view)
+    def renamed(*args: Any) -> HttpResponse:
+        response: HttpResponse = view(*args)
+        return response
+
+    renamed.__name__ = "orders"
+    return renamed
+
+
+async def greet_async(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("hello")
+
 
 called = Callable()
+renamed = rename(absolute)
 partly = functools.partial(hello, name="part")
 
 
