@@ -45,6 +45,9 @@ except ImportError:  # an older one, which Django before 4.2 admits
         return func
 
 
+# Methods that return a response: an override that was written for WSGI returns no coroutine.
+_CALLED_BY_DJANGO = ("__call__", "create_http_event")
+
 # On the dict that the wrappers around one execution share.
 _TRACED_KEY = "beeline.traced"
 
@@ -104,6 +107,9 @@ class HoneyMiddlewareBase:
 
     A subclass may override `get_context_from_request` and `get_context_from_response` to say what
     the request's span holds. Under ASGI its own methods run in a thread, as the database demands.
+    It may also override `__call__`, to trace some requests and not others: it returns
+    `self.create_http_event(request)` for a request to trace and `self.get_response(request)` for
+    another one.
 
     The span ends with the response, or with the last piece of a streamed one.
     """
@@ -119,8 +125,9 @@ class HoneyMiddlewareBase:
         for owner in cls.__mro__:  # it may come from a mixin
             if "async_capable" in vars(owner):
                 return
-            if "__call__" in vars(owner):
-                cls.async_capable = iscoroutinefunction(vars(owner)["__call__"])
+            own = [vars(owner)[name] for name in _CALLED_BY_DJANGO if name in vars(owner)]
+            if own:
+                cls.async_capable = all(map(iscoroutinefunction, own))
                 return
 
     def __init__(self, get_response: Callable[[Any], Any]) -> None:
@@ -132,7 +139,14 @@ class HoneyMiddlewareBase:
         got_request_exception.connect(_record_unhandled)
 
     def __call__(self, request: Any) -> Any:
-        """Answer a request; where the next handler is a coroutine function, so is this."""
+        """Trace a request and return its response, as `create_http_event` does."""
+        return self.create_http_event(request)
+
+    def create_http_event(self, request: Any) -> Any:
+        """Trace a request and return its response.
+
+        Return a coroutine if the next handler is a coroutine function.
+        """
         if beeline.get_beeline() is None:
             return self.get_response(request)
         if self._is_async:

@@ -370,13 +370,36 @@ class TestFields:
         assert "request.post" not in root
         assert "DE1" not in str(root)
 
-    @pytest.mark.parametrize("middleware", ["OwnCall", "MixedCall"])
+    @pytest.mark.parametrize("middleware", ["OwnCall", "MixedCall", "OwnEvent"])
     def test_own_call(self, sent: Sent, serving: Serve, middleware: str) -> None:
         """A subclass whose `__call__` was written for WSGI works under ASGI too."""
         with serving(f"{SITE}.{middleware}") as url:
             assert fetch(f"{url}/hello-async/x/").headers["X-Traced"] == "yes"
         root = sent.one("django_http_get")
         assert "greeting" in children(sent, root)
+
+    @pytest.mark.parametrize(
+        ("middleware", "server"),
+        [("SkipsHealth", "wsgi"), ("SkipsHealth", "uvicorn"), ("SkipsHealthAsync", "uvicorn")],
+    )
+    def test_own_call_that_traces_some_requests(
+        self, sent: Sent, middleware: str, server: str
+    ) -> None:
+        """A subclass's `__call__` traces the requests that it gives to `create_http_event`.
+
+        With `HoneyDBWrapper` around the call, by hand, queries are traced once.
+        """
+        with serve_site(f"{SITE}.{middleware}", server=server) as url:
+            assert fetch(f"{url}/absolute/?health").status == 200
+            assert sent.events == []
+            assert fetch(f"{url}/books/Emma/").body == b"1"
+            assert fetch(f"{url}/fail/").status == 500
+        first, failed = sent.named("django_http_get")
+        assert first["request.path"] == "/books/Emma/"
+        assert failed["request.error_detail"].startswith("'shelf")
+        if middleware == "SkipsHealth":
+            assert "django_sqlite_query" in children(sent, first)
+        Book.objects.all().delete()
 
     def test_own_async_call(self) -> None:
         """A subclass says by `async_capable` that its `__call__` knows coroutines."""

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any, Callable
 
+from django.db import connection
 from django.http import HttpRequest, HttpResponse
 from django.utils.decorators import sync_and_async_middleware
 
 import beeline
-from beeline.middleware.django import HoneyMiddleware, HoneyMiddlewareHttp
+from beeline.middleware.django import (
+    HoneyDBWrapper,
+    HoneyMiddleware,
+    HoneyMiddlewareBase,
+    HoneyMiddlewareHttp,
+)
 from beeline.middleware.django import HoneyMiddlewareWithPOST as WithPOST
 
 from .models import Book
@@ -110,6 +117,36 @@ class OwnCall(HoneyMiddlewareHttp):
         response = super().__call__(request)
         response["X-Traced"] = "yes"
         return response
+
+
+class OwnEvent(HoneyMiddlewareHttp):
+    """Work on the response of a traced request."""
+
+    def create_http_event(self, request: HttpRequest) -> Any:
+        response = super().create_http_event(request)
+        response["X-Traced"] = "yes"
+        return response
+
+
+class SkipsHealth(HoneyMiddlewareBase):
+    """Trace all requests except those for the health of the application, and their queries."""
+
+    def __call__(self, request: HttpRequest) -> Any:
+        if "health" in request.get_full_path_info():
+            return self.get_response(request)
+        wrapper = HoneyDBWrapper()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(connection.execute_wrapper(wrapper))
+            return self.create_http_event(request)
+
+
+class SkipsHealthAsync(HoneyMiddlewareBase):
+    """Do so for coroutines."""
+
+    async def __call__(self, request: HttpRequest) -> Any:
+        if "health" in request.get_full_path_info():
+            return await self.get_response(request)
+        return await self.create_http_event(request)
 
 
 class Marking:
