@@ -28,7 +28,7 @@ from beeline.middleware.query_span import (
     result_fields,
     start_query_span,
 )
-from beeline.middleware.server_span import ServerSpan, start_server_span
+from beeline.middleware.server_span import ServerSpan, start_server_span, warn_before_init
 from beeline.middleware.wsgi import SERVER_SPAN_KEY
 from beeline.propagation import Request
 from beeline.trace import record_exception
@@ -148,6 +148,7 @@ class HoneyMiddlewareBase:
         Return a coroutine if the next handler is a coroutine function.
         """
         if beeline.get_beeline() is None:
+            warn_before_init(_full_name(type(self)), "in AppConfig.ready")
             return self.get_response(request)
         if self._is_async:
             return self._answer(request)
@@ -275,6 +276,10 @@ class _OuterSpan(ServerSpan):
 
     def finish_root(self) -> None:
         pass
+
+
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _start(request: Any, context: Mapping[str, Any] | None) -> ServerSpan | None:

@@ -24,10 +24,11 @@ from urllib.parse import parse_qsl, unquote
 
 import beeline
 from beeline.context import Held, activate, get_active
-from beeline.internal import warn_of_exception
+from beeline.internal import LOGGER_NAME, warn_of_exception
 from beeline.masking import exception_text, mask_query
 from beeline.propagation import Request
 from beeline.trace import Span, Tracer
+from libhoney.internal import warn_once
 
 
 class ServerSpan(Held):
@@ -327,3 +328,19 @@ def _continues_the_same(span: ServerSpan, inner: Request) -> bool:
         return root.parent_id is None
     same_parent = (upstream.parent_id or None) == root.parent_id
     return str(upstream.trace_id) == root.trace_id and same_parent
+
+
+def warn_before_init(middleware: str, remedy: str) -> None:
+    """Log, once for each middleware, that it gets requests although `init` was not called.
+
+    Nothing is logged when disabled, and after `close`. `remedy` is where to call `init`.
+    """
+    if beeline._GBL is None and beeline._INITPID is None and not beeline._is_off:
+        warn_once(
+            LOGGER_NAME,
+            ("before init", middleware),
+            "beeline: %s got a request, but beeline.init() has not been called in this process: "
+            "requests are not traced. Call it %s, or set HONEYCOMB_DISABLED=true",
+            middleware,
+            remedy,
+        )

@@ -1081,6 +1081,38 @@ class TestSetUp:
             assert fetch(f"{url}/hello/x/").body == b"hello x"
             assert fetch(f"{url}/fail/").status == 500
 
+    @pytest.mark.parametrize("server", ["wsgi", "uvicorn"])
+    def test_warning_before_init(
+        self, server: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A middleware that gets requests before `beeline.init` warns once, by its name."""
+        monkeypatch.setattr(beeline, "_INITPID", None)  # other tests called it in this process
+        with serve_site("HoneyMiddlewareHttp", f"{SITE}.OwnCall", server=server) as url:
+            fetch(f"{url}/hello/x/")
+            fetch(f"{url}/hello/x/")
+        assert [record.getMessage() for record in caplog.records if "init()" in record.msg] == [
+            f"beeline: {name} got a request, but beeline.init() has not been called in this "
+            "process: requests are not traced. Call it in AppConfig.ready, or set "
+            "HONEYCOMB_DISABLED=true"
+            for name in (f"{MODULE}.HoneyMiddlewareHttp", f"{SITE}.OwnCall")
+        ]
+        assert {record.levelname for record in caplog.records} == {"WARNING"}
+
+    @pytest.mark.parametrize("how", ["setting", "environment", "close"])
+    def test_no_warning_when_switched_off(
+        self, how: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where the Beeline is disabled or was closed on purpose, there is no warning."""
+        monkeypatch.setattr(beeline, "_INITPID", None)
+        if how == "environment":
+            monkeypatch.setenv("HONEYCOMB_DISABLED", "true")
+        beeline.init(writekey="k", dataset="d", enabled=how != "setting")
+        if how == "close":
+            beeline.close()
+        with serve_site() as url:
+            assert fetch(f"{url}/hello/x/").body == b"hello x"
+        assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+
     def test_init_after_the_middleware(self, sent: Sent, serving: Serve) -> None:
         """`init` may come after the middleware was made, as in a worker after the fork."""
         beeline.close()
