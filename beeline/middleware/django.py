@@ -196,7 +196,7 @@ class HoneyMiddlewareBase:
 
 
 class HoneyMiddlewareHttp(HoneyMiddlewareBase):
-    """Traces requests, without the queries of databases."""
+    """Traces requests, without the queries of databases (unless `trace_queries` was called)."""
 
 
 class HoneyMiddleware(HoneyMiddlewareBase):
@@ -204,7 +204,7 @@ class HoneyMiddleware(HoneyMiddlewareBase):
 
     def __init__(self, get_response: Callable[[Any], Any]) -> None:
         super().__init__(get_response)
-        _trace_all_connections()
+        trace_queries()
 
 
 class HoneyMiddlewareWithPOST(HoneyMiddleware):
@@ -233,8 +233,35 @@ class HoneyMiddlewareWithPOST(HoneyMiddleware):
         return fields
 
 
+def trace_queries() -> None:
+    """Give each query inside any trace a span, in all databases and threads of this process.
+
+    Call it in `AppConfig.ready`, so that management commands, Celery tasks and shells have it:
+    they make no middleware. `HoneyMiddleware` calls it, and a query never has two spans.
+    `untrace_queries` undoes it.
+
+    A connection is traced from when it is opened. One that is already open is traced at once if
+    the calling thread opened it, otherwise from when its own thread opens it again.
+    """
+    _wrapper.is_enabled = True
+    connection_created.connect(_trace_connection)  # a second time does nothing
+    for connection in _known_connections():
+        _trace_connection(None, connection)
+
+
+def untrace_queries() -> None:
+    """Undo `trace_queries`, in all threads; `HoneyMiddleware` then traces requests alone."""
+    connection_created.disconnect(_trace_connection)
+    _wrapper.is_enabled = False
+    for connection in _known_connections():
+        if _wrapper in connection.execute_wrappers:
+            connection.execute_wrappers.remove(_wrapper)
+
+
 class HoneyDBWrapper:
     """Gives each query inside a trace a span, for `connection.execute_wrapper`."""
+
+    is_enabled = True
 
     def __call__(
         self,
@@ -245,7 +272,7 @@ class HoneyDBWrapper:
         context: dict[str, Any],
     ) -> Any:
         """Execute a query; one that such a wrapper further out traces gets no second span."""
-        if get_active() is None or _TRACED_KEY in context:
+        if get_active() is None or _TRACED_KEY in context or not self.is_enabled:
             return execute(sql, params, many, context)
         context[_TRACED_KEY] = True
         try:
@@ -579,15 +606,16 @@ def _end_content(span: ServerSpan, error: BaseException) -> None:
 _wrapper = HoneyDBWrapper()
 
 
-def _trace_all_connections() -> None:
-    """Trace the connections of all threads, and later ones; a second time does nothing."""
-    connection_created.connect(_trace_connection)
+def _known_connections() -> list[Any]:
+    """Return the connections that this thread has used; make none, and load no settings."""
     try:
-        known = connections.all(initialized_only=True)
-    except TypeError:  # Django before 4.1
-        known = connections.all()
-    for connection in known:
-        _trace_connection(None, connection)
+        if "settings" not in vars(connections):  # Django keeps it there at the first use
+            return []
+        known = connections._connections  # not `all()`: before Django 4.1 it makes the others
+        return [getattr(known, alias) for alias in connections if hasattr(known, alias)]
+    except Exception:
+        warn_of_exception("beeline: queries of open database connections are not traced")
+        return []
 
 
 def _trace_connection(sender: Any, connection: Any, **_: Any) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import io
 import threading
+import unittest
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from decimal import Decimal
@@ -13,11 +15,13 @@ from typing import Any
 import django
 import pymysql
 import pytest
+from asgiref.sync import sync_to_async
 
 import beeline
 from tests.beeline.middleware import django_site
 from tests.beeline.middleware.test_django import children, serve_site
-from tests.servers.helpers import Sent, fetch
+from tests.receiver import Receiver
+from tests.servers.helpers import Sent, fetch, run_program
 from tests.services import (
     HOST,
     MARIADB,
@@ -37,13 +41,21 @@ from django.core.management import call_command
 from django.db import (
     IntegrityError,
     OperationalError,
+    close_old_connections,
     connection,
     connections,
     transaction,
 )
 from django.db.utils import DatabaseError
+from django.test import TestCase
+from django.test.utils import CaptureQueriesContext
 
-from beeline.middleware.django import HoneyDBWrapper, HoneyMiddleware
+from beeline.middleware.django import (
+    HoneyDBWrapper,
+    HoneyMiddleware,
+    trace_queries,
+    untrace_queries,
+)
 from tests.beeline.middleware.django_site.models import Book
 
 DJANGO = django.VERSION
@@ -530,6 +542,184 @@ class TestInstalling:
         HoneyMiddleware(lambda request: None)
         with beeline.tracer("work"):
             assert Book.objects.count() == 0
+
+
+def count_in(work: Callable[[], Any]) -> Any:
+    """Count books in a trace; close the connection if this is a thread of its own."""
+    try:
+        with beeline.tracer("work"):
+            return work()
+    finally:
+        if threading.current_thread() is not threading.main_thread():
+            connections.close_all()
+
+
+class TestTraceQueries:
+    def test_without_a_middleware(self, sent: Sent, alias: str) -> None:
+        """Queries inside any trace have spans, also those of a connection that was open before."""
+        with beeline.tracer("before"):
+            Book.objects.using(alias).count()
+        trace_queries()
+        with beeline.tracer("work"):
+            Book.objects.using(alias).count()
+        assert sent.names == ["before", f"django_{VENDORS[alias]}_query", "work"]
+        assert sent.one("work")["rollup.db.call_count"] == 1.0
+
+    def test_later_connections(self, sent: Sent, postgresql: str) -> None:
+        """Connections that are opened afterwards are traced, in each thread and database."""
+        connections.close_all()
+        trace_queries()
+        opened = []
+
+        def work() -> None:
+            for used in ("default", postgresql):
+                Book.objects.using(used).count()
+                opened.append(connections[used])
+
+        threads = [threading.Thread(target=count_in, args=(work,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        count_in(work)
+        assert len({id(connection) for connection in opened}) == 6
+        assert len(sent.trace_ids) == 3
+        for trace in sent.receiver.traces().values():
+            names = [e["name"] for e in trace if "SELECT COUNT" in e.get("db.query", "")]
+            assert names == ["django_sqlite_query", "django_postgresql_query"]
+
+    def test_async_work(self, sent: Sent) -> None:
+        """Queries of asynchronous work, which Django makes in threads, are in its trace."""
+        trace_queries()
+
+        async def work() -> None:
+            with beeline.tracer("work"):
+                await sync_to_async(Book.objects.count)()
+                await sync_to_async(Book.objects.count, thread_sensitive=False)()
+                await sync_to_async(connections.close_all, thread_sensitive=False)()
+
+        asyncio.run(work())
+        counts = [e for e in sent.events if "SELECT COUNT" in e.get("db.query", "")]
+        assert len(counts) == 2
+        assert {e["trace.parent_id"] for e in counts} == {sent.one("work")["trace.span_id"]}
+
+    @pytest.mark.parametrize("max_age", [0, None])
+    def test_between_requests_and_tasks(self, sent: Sent, max_age: int | None) -> None:
+        """`close_old_connections` leaves a kept connection and a new one with one span a query."""
+        trace_queries()
+        settings = connections["default"].settings_dict
+        before, settings["CONN_MAX_AGE"] = settings["CONN_MAX_AGE"], max_age
+        try:
+            connection.close()
+            for _ in range(3):
+                close_old_connections()
+                count_in(Book.objects.count)
+                close_old_connections()
+        finally:
+            settings["CONN_MAX_AGE"] = before
+        assert len([text for text in queries(sent) if "COUNT" in text]) == 3
+
+    def test_with_the_middleware(self, sent: Sent) -> None:
+        """With `HoneyMiddleware`, and with a second call, a query has one span."""
+        trace_queries()
+        trace_queries()
+        with serve_site("HoneyMiddleware") as url:
+            assert fetch(f"{url}/books/Emma/").body == b"1"
+        texts = queries(sent)
+        assert len([text for text in texts if "INSERT" in text]) == 1
+        assert sent.one("django_http_get")["rollup.db.call_count"] == len(texts)
+
+    def test_with_requests_alone(self, sent: Sent) -> None:
+        """Beside `HoneyMiddlewareHttp`, queries of requests are traced as all others are."""
+        trace_queries()
+        with serve_site("HoneyMiddlewareHttp") as url:
+            assert fetch(f"{url}/books/Emma/").body == b"1"
+        root = sent.one("django_http_get")
+        assert root["rollup.db.call_count"] == len(queries(sent)) > 0
+
+    def test_with_a_wrapper_by_hand(self, sent: Sent) -> None:
+        """With `HoneyDBWrapper` by hand as well a query has one span."""
+        trace_queries()
+        with connection.execute_wrapper(HoneyDBWrapper()):
+            count_in(Book.objects.count)
+        assert sent.names == ["django_sqlite_query", "work"]
+
+    def test_undone(self, sent: Sent) -> None:
+        """`untrace_queries` undoes it, for open and later connections, in every thread."""
+        undone, is_open = threading.Event(), threading.Event()
+
+        def work() -> None:
+            Book.objects.count()
+            is_open.set()
+            assert undone.wait(10)
+            Book.objects.count()
+
+        trace_queries()
+        thread = threading.Thread(target=count_in, args=(work,))
+        thread.start()
+        assert is_open.wait(10)
+        untrace_queries()
+        undone.set()
+        thread.join()
+        counts = [text for text in queries(sent) if "COUNT" in text]
+        assert len(counts) == 1
+        count_in(Book.objects.count)
+        connection.close()
+        count_in(Book.objects.count)
+        assert [text for text in queries(sent) if "COUNT" in text] == counts
+        trace_queries()
+        count_in(Book.objects.count)
+        assert len(queries(sent)) > len(counts)
+
+    def test_tests_of_the_application(self, sent: Sent) -> None:
+        """Django's own counting and capturing of queries in tests sees what it does without us."""
+        trace_queries()
+
+        class Tests(TestCase):
+            databases = {"default"}
+
+            def test_count(self) -> None:
+                with self.assertNumQueries(1), beeline.tracer("work"):
+                    Book.objects.count()
+                with CaptureQueriesContext(connection) as captured:
+                    count_in(Book.objects.count)
+                assert [len(captured), "COUNT" in captured[0]["sql"]] == [1, True]
+
+            def test_other_database(self) -> None:
+                with pytest.raises(AssertionError), beeline.tracer("refused"):
+                    Book.objects.using("postgresql").count()
+
+        result = unittest.TestResult()
+        unittest.defaultTestLoader.loadTestsFromTestCase(Tests).run(result)
+        assert (result.testsRun, result.errors, result.failures) == (2, [], [])
+        assert len([text for text in queries(sent) if "COUNT" in text]) == 2
+
+    def test_before_the_settings(self, receiver: Receiver) -> None:
+        """It may be called before Django has settings; none are loaded for it."""
+        program = """
+import sys
+from beeline.middleware.django import trace_queries, untrace_queries
+trace_queries()
+untrace_queries()
+trace_queries()
+import beeline, django
+from django.conf import settings
+assert not settings.configured
+settings.configure(
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"},
+               "unused": {"ENGINE": "no.such.driver"}}
+)
+django.setup()
+beeline.init()
+from django.db import connection
+with beeline.tracer("work"):
+    connection.cursor().execute("SELECT 1")
+trace_queries()
+"""
+        done = run_program(receiver, program)
+        assert (done.returncode, done.stderr) == (0, "")
+        names = [event.data["name"] for event in receiver.wait_for(2)]
+        assert sorted(names) == ["django_sqlite_query", "work"]
 
 
 in_threads = pytest.mark.skipif(DJANGO < (4, 2), reason="Django streams in the loop before 4.2")
