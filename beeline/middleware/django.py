@@ -28,8 +28,13 @@ from beeline.middleware.query_span import (
     result_fields,
     start_query_span,
 )
-from beeline.middleware.server_span import ServerSpan, start_server_span, warn_before_init
-from beeline.middleware.wsgi import SERVER_SPAN_KEY
+from beeline.middleware.server_span import (
+    ServerSpan,
+    find_server_span,
+    start_server_span,
+    warn_before_init,
+)
+from beeline.middleware.wsgi import SERVER_SPAN_KEY, WSGIRequest
 from beeline.propagation import Request
 from beeline.trace import record_exception
 
@@ -287,10 +292,11 @@ class HoneyDBWrapper:
 class _OuterSpan(ServerSpan):
     """The span of a middleware further out, which ends it."""
 
-    __slots__ = ()
+    __slots__ = ("_outer",)
 
     def __init__(self, outer: ServerSpan) -> None:
         super().__init__(outer._tracer, outer.root)
+        self._outer = outer
 
     def __enter__(self) -> None:
         pass
@@ -304,6 +310,25 @@ class _OuterSpan(ServerSpan):
     def finish_root(self) -> None:
         pass
 
+    def add(self, describe: Callable[[], Mapping[str, Any]]) -> None:
+        """Add fields; a Lambda invocation keeps the name of its handler."""
+        self._outer.is_joined = True
+        if self._outer.is_invocation:
+            super().add(lambda: {k: v for k, v in describe().items() if k != "name"})
+        else:
+            super().add(describe)
+
+
+class _ComparedRequest(WSGIRequest):
+    """A Django request, to be compared with the one that a bridge around Django has served."""
+
+    def __init__(self, request: Any) -> None:
+        super().__init__("django", request.META)  # which has the same names under ASGI
+        self._scope = getattr(request, "scope", None)
+
+    def middleware_request(self) -> Any:
+        return self._scope if self._scope is not None else super().middleware_request()
+
 
 def _full_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
@@ -311,15 +336,19 @@ def _full_name(cls: type) -> str:
 
 def _start(request: Any, context: Mapping[str, Any] | None) -> ServerSpan | None:
     outer = _span_of(request)
+    if outer is None and get_active() is not None:
+        outer = find_server_span(_ComparedRequest(request))
     if outer is not None:
-        _add(outer, context, lambda: _plain_fields(request))  # its users know Django's names
-        return _OuterSpan(outer)
-    span = start_server_span(
+        request._beeline_span = outer
+        span = _OuterSpan(outer)
+        _add(span, context, lambda: _plain_fields(request))  # its users know Django's names
+        return span
+    started = start_server_span(
         DjangoRequest(request), lambda: context if context is not None else _plain_fields(request)
     )
-    if span is not None:
-        request._beeline_span = span
-    return span
+    if started is not None:
+        request._beeline_span = started
+    return started
 
 
 def _span_of(request: Any) -> ServerSpan | None:

@@ -20,6 +20,7 @@ from urllib.parse import urlencode, urlsplit
 import django
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
+from asgiref.wsgi import WsgiToAsgi
 from django.core.asgi import get_asgi_application
 from django.core.files.uploadhandler import MemoryFileUploadHandler
 from django.core.handlers.wsgi import WSGIRequest
@@ -36,6 +37,7 @@ from django.views.generic import RedirectView
 
 import beeline
 from beeline.middleware.asgi import HoneyASGIMiddleware
+from beeline.middleware.awslambda import beeline_wrapper
 from beeline.middleware.django import (
     DjangoRequest,
     HoneyMiddleware,
@@ -1149,6 +1151,99 @@ class TestSetUp:
         assert not any("front_http" in name for name in sent.names)
         assert roots["/hello/x/"]["request.query"] == {}
 
+    @pytest.mark.parametrize("bridge", ["starlette", "a2wsgi", "asgiref"])
+    @pytest.mark.parametrize("mounted", [False, True])
+    def test_wsgi_application_in_an_asgi_one(self, sent: Sent, bridge: str, mounted: bool) -> None:
+        """Behind a bridge from ASGI to WSGI there is one trace with one server span."""
+
+        def wrap(_: Any) -> Any:
+            inner = make_bridge(bridge, get_wsgi_application())
+            if mounted:
+                routing = pytest.importorskip("starlette.routing")
+                inner = routing.Router([routing.Mount("/shop", app=inner)])
+            return HoneyASGIMiddleware(inner, "front")
+
+        mount = "/shop" if mounted else ""
+        with serve_site(server="uvicorn", wrap=wrap) as url:
+            assert fetch(f"{url}{mount}/hello/x/?token=abc").body == b"hello x"
+            assert fetch(f"{url}{mount}/fail/").status == 500
+        first, failed = sent.named("django_http_get")
+        assert first["django.view_func"] == "hello"
+        assert first["request.path"] == f"{mount}/hello/x/"
+        assert first["request.query"] == {"token": "***"}
+        assert (first["response.status_code"], failed["response.status_code"]) == (200, 500)
+        assert failed["request.error_detail"].startswith("'shelf")
+        assert children(sent, first) == ["greeting"]
+        assert children(sent, failed) == ["deep"]
+        assert len(sent.trace_ids) == 2
+        assert len(sent.events) == 4
+
+    @pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume")
+    def test_mounted_in_an_asgi_application(self, sent: Sent) -> None:
+        """Mounted in another framework's application, as ASGI, it has one server span as well."""
+        applications = pytest.importorskip("starlette.applications")
+        routing = pytest.importorskip("starlette.routing")
+
+        def wrap(app: Any) -> Any:
+            front = applications.Starlette(routes=[routing.Mount("/shop", app=app)])
+            return HoneyASGIMiddleware(front, "front")
+
+        with serve_site(server="uvicorn", wrap=wrap) as url:
+            assert fetch(f"{url}/shop/hello/x/").body == b"hello x"
+            assert fetch(f"{url}/shop/stream/").body == b"012"
+        first, streamed = sent.named("django_http_get")
+        assert (first["request.route"], first["django.view_func"]) == (
+            "hello/<slug:name>/",
+            "hello",
+        )
+        assert children(sent, first) == ["greeting"]
+        assert children(sent, streamed) == ["piece"] * 3 + ["clean up"]
+        assert len(sent.trace_ids) == 2
+
+    @pytest.mark.parametrize("adapter", ["WSGI", "ASGI"])
+    def test_lambda_handler(self, sent: Sent, adapter: str) -> None:
+        """In a Lambda handler the invocation is the server span, with Django's fields."""
+        with site("HoneyMiddlewareWithPOST"):
+            if adapter == "WSGI":
+                apig_wsgi = pytest.importorskip("apig_wsgi")
+                serve_event = apig_wsgi.make_lambda_handler(get_wsgi_application())
+            else:
+                mangum = pytest.importorskip("mangum")
+                serve_event = mangum.Mangum(get_asgi_application(), lifespan="off")
+
+            @beeline_wrapper(record_input=False, record_output=False)
+            def handle(event: Any, context: Any) -> Any:
+                return serve_event(event, context)
+
+            assert handle(gateway_event("/hello/x/"), None)["statusCode"] == 200
+            assert handle(gateway_event("/fail/"), None)["statusCode"] == 500
+            form = urlencode({"iban": "DE1", "a": "1"})
+            assert handle(gateway_event("/sensitive_form/", form), None)["body"] == "DE1"
+        first, failed, posted = sent.named("handle")
+        assert first["request.path"] == "/hello/x/"
+        assert first["django.view_func"] == "hello"
+        assert first["meta.cold_start"] in (True, False)
+        assert (first["response.status_code"], failed["response.status_code"]) == (200, 500)
+        assert children(sent, first) == ["greeting"]
+        assert posted["request.post"] == {"iban": "***", "a": "1"}
+        assert len(sent.trace_ids) == 3
+        assert len(sent.events) == 5
+
+    def test_requests_made_in_a_lambda_handler(self, sent: Sent) -> None:
+        """A request that a handler makes by itself has a span of its own in the same trace."""
+        from django.test import Client
+
+        @beeline_wrapper(record_input=False, record_output=False)
+        def handle(event: Any, context: Any) -> int:
+            status: int = Client(HTTP_HOST="shop.example").get("/hello/x/").status_code
+            return status
+
+        with site():
+            assert handle({"Records": []}, None) == 200
+        root, request = sent.one("handle"), sent.one("django_http_get")
+        assert request["trace.parent_id"] == root["trace.span_id"]
+        assert children(sent, request) == ["greeting"]
+
     @pytest.mark.parametrize("middleware", ["HoneyMiddlewareHttp", "HoneyMiddleware"])
     def test_meta(self, uvicorn: Serve, sent: Sent, middleware: str) -> None:
         """Under ASGI `request.META` holds what JSON can, as it does without us."""
@@ -1242,6 +1337,31 @@ assert asyncio.run(AsyncClient().get("/")).content == b"ok"
         events = receiver.wait_for(2)
         assert [event.data["name"] for event in events] == ["django_http_get"] * 2
         assert [event.data["django.view_func"] for event in events] == ["view"] * 2
+
+
+def make_bridge(name: str, app: Any) -> Any:
+    """Return an ASGI application that serves a WSGI one."""
+    if name == "asgiref":
+        return WsgiToAsgi(app)
+    module = "a2wsgi" if name == "a2wsgi" else "starlette.middleware.wsgi"
+    return pytest.importorskip(module).WSGIMiddleware(app)
+
+
+def gateway_event(path: str, form: str = "") -> dict[str, Any]:
+    """Return the event of an HTTP API of API Gateway, format 2.0."""
+    method = "POST" if form else "GET"
+    headers = {"content-type": FORM["Content-Type"], "content-length": str(len(form))}
+    return {
+        "version": "2.0",
+        "rawPath": path,
+        "rawQueryString": "",
+        "headers": {"host": "shop.example", **headers},
+        "requestContext": {
+            "http": {"method": method, "path": path, "sourceIp": "10.0.0.1", "protocol": "HTTP/1.1"}
+        },
+        "body": form,
+        "isBase64Encoded": False,
+    }
 
 
 def leave(url: str, path: str) -> None:
