@@ -20,6 +20,7 @@ import beeline
 from beeline.context import get_active
 from beeline.internal import warn_of_exception
 from beeline.masking import MASK, exception_text, mask_parameters, text_of
+from beeline.middleware.django_state import RequestState, find_thread_locals
 from beeline.middleware.query_span import (
     MAX_ARGS,
     QuerySpan,
@@ -123,6 +124,7 @@ class HoneyMiddlewareBase:
     async_capable = True
 
     _is_async = False
+    _thread_locals: tuple[Any, ...] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let a subclass's own `__call__` be called as it was written: for a response."""
@@ -140,6 +142,9 @@ class HoneyMiddlewareBase:
         if iscoroutinefunction(get_response):
             self._is_async = True
             markcoroutinefunction(self)
+            if type(self).process_view is HoneyMiddlewareBase.process_view:
+                # Django would run the other in a thread, for each request.
+                self.process_view = self._process_view_async  # type: ignore[method-assign]
         # Of other middlewares; Django shows us only those of views. A second time is none.
         got_request_exception.connect(_record_unhandled)
 
@@ -160,14 +165,21 @@ class HoneyMiddlewareBase:
         span = _start(request, _said_by(self.get_context_from_request, request))
         if span is None:
             return self.get_response(request)
+        state = self._state_for_hooks(span, request)
         try:
+            if state is not None:
+                state.at_start()
             with span:
                 response = self.get_response(request)
                 context = _said_by(self.get_context_from_response, request, response)
+            if state is not None and _is_sent_later(span, response):
+                state.at_end()
         except BaseException as error:
+            if state is not None and _is_sent_later(span):
+                state.at_end()
             _fail(span, request, error)
             raise
-        _end(span, request, response, context)
+        _end(span, request, response, context, has_hooks=state is not None)
         return response
 
     async def _answer(self, request: Any) -> Any:
@@ -175,17 +187,55 @@ class HoneyMiddlewareBase:
         span = _start(request, context)
         if span is None:
             return await self.get_response(request)
+        state = self._state_for_hooks(span, request)
         try:
+            if state is not None:
+                await _note_in_thread(state, state.at_start)
             with span:
                 response = await self.get_response(request)
                 context = await _said_without_wait_by(
                     self.get_context_from_response, request, response
                 )
+            if state is not None and _is_sent_later(span, response):
+                await _note_in_thread(state, state.at_end)
         except BaseException as error:
+            if state is not None:
+                state.at_failure()
             _fail(span, request, error)
             raise
-        _end(span, request, response, context)
+        if state is None or _is_sent_later(span, response):
+            _end(span, request, response, context, has_hooks=state is not None)
+        else:
+            _add_response(span, request, response, context)
+            await _finish_in_thread(span, state)
         return response
+
+    def _state_for_hooks(self, span: ServerSpan, request: Any) -> RequestState | None:
+        """Return where the state of a request is noted for the hooks of its span.
+
+        None if there are no hooks, or if such a middleware further out notes it.
+        """
+        if not span.has_hooks:
+            return None
+        outer = getattr(request, "_beeline_state", None)
+        if outer is not None and outer.is_active:
+            return None
+        if self._thread_locals is None:
+            self._thread_locals = find_thread_locals(settings.MIDDLEWARE)
+        request._beeline_state = state = RequestState(self._thread_locals)
+        span.run_hooks_with(state.run)
+        return state
+
+    def process_view(self, request: Any, *args: Any) -> Any:
+        """Note for hooks what the other middlewares have set; return no response."""
+        state = getattr(request, "_beeline_state", None)
+        if state is not None:
+            state.at_view()
+
+    async def _process_view_async(self, request: Any, *args: Any) -> Any:
+        state = getattr(request, "_beeline_state", None)
+        if state is not None:
+            await _note_in_thread(state, state.at_view)
 
     def get_context_from_request(self, request: Any) -> dict[str, Any]:
         """Return the fields of the request's span that are known at its start."""
@@ -310,6 +360,10 @@ class _OuterSpan(ServerSpan):
     def finish_root(self) -> None:
         pass
 
+    def run_hooks_with(self, run: Callable[..., object], inner: bool = True) -> None:
+        """Let the span that is sent further out run its hooks so."""
+        self._outer.run_hooks_with(run, inner)
+
     def add(self, describe: Callable[[], Mapping[str, Any]]) -> None:
         """Add fields; a Lambda invocation keeps the name of its handler."""
         self._outer.is_joined = True
@@ -374,17 +428,70 @@ def _fail(span: ServerSpan, request: Any, error: BaseException) -> None:
     weakref.finalize(request, span.finish)
 
 
-def _end(span: ServerSpan, request: Any, response: Any, context: Mapping[str, Any] | None) -> None:
-    """Send the span of a request now, or when its streamed response has ended."""
-    _add(span, context, lambda: _response_fields(request, response))
-    span.add(lambda: _sensitive_fields(span, request))
-    if getattr(response, "streaming", False) and not isinstance(span, _OuterSpan):
+def _end(
+    span: ServerSpan,
+    request: Any,
+    response: Any,
+    context: Mapping[str, Any] | None,
+    has_hooks: bool = False,
+) -> None:
+    """Send the span of a request now, or when its streamed response has ended.
+
+    With `has_hooks` an asynchronous one ends it in a thread.
+    """
+    _add_response(span, request, response, context)
+    if _is_streamed(response) and not isinstance(span, _OuterSpan):
         try:
-            _trace_content(span, response)
+            _trace_content(span, response, has_hooks)
             return
         except Exception:
             warn_of_exception("a streamed response is not traced")
     span.finish()
+
+
+def _is_streamed(response: Any) -> bool:
+    return bool(getattr(response, "streaming", False))
+
+
+def _is_sent_later(span: ServerSpan, response: Any = None) -> bool:
+    """Return whether a span outlasts the middleware: it is another's, or its body is streamed."""
+    return isinstance(span, _OuterSpan) or _is_streamed(response)
+
+
+async def _finish_in_thread(span: ServerSpan, state: RequestState) -> None:
+    """Send a span in the thread that synchronous middlewares and views run in.
+
+    Its hooks find there what such middlewares have set, and may use the database.
+    """
+    try:
+        await sync_to_async(span.finish)()
+    except BaseException as error:
+        state.at_failure()
+        span.finish()
+        if not isinstance(error, RuntimeError):  # asgiref's, which has no thread for this
+            raise
+
+
+async def _note_in_thread(state: RequestState, note: Callable[[], None]) -> None:
+    if not state.thread_locals:
+        note()
+        return
+    try:
+        await sync_to_async(note)()
+    except RuntimeError:  # asgiref has no thread for this
+        note()
+
+
+def _add_response(
+    span: ServerSpan, request: Any, response: Any, context: Mapping[str, Any] | None
+) -> None:
+    try:
+        _add(span, context, lambda: _response_fields(request, response))
+        span.add(lambda: _sensitive_fields(span, request))
+    except BaseException:  # a signal handler's
+        span.root.remove_context_field("request.post")  # perhaps with sensitive fields
+        span.finish()
+        raise
 
 
 def _add(
@@ -561,11 +668,14 @@ def _record_exception(request: Any, error: BaseException) -> None:
 # Streamed responses
 
 
-def _trace_content(span: ServerSpan, response: Any) -> None:
+def _trace_content(span: ServerSpan, response: Any, has_hooks: bool) -> None:
     """Let a streamed response's steps and closing run inside the span, and its end finish it."""
-    content = _AsyncContent if getattr(response, "is_async", False) else _Content
     # Not `streaming_content`, whose value holds the response: it would be let go late.
-    response._iterator = content(span, response._iterator)
+    content = response._iterator
+    if getattr(response, "is_async", False):
+        response._iterator = _AsyncContent(span, content, has_hooks)
+    else:
+        response._iterator = _Content(span, content)
     closers = response._resource_closers
     closers[:] = [functools.partial(_close_inside, span, closer) for closer in closers]
     closers.append(span.finish)
@@ -603,9 +713,10 @@ class _Content:
 class _AsyncContent:
     """As `_Content`, of an asynchronous iterator."""
 
-    def __init__(self, span: ServerSpan, content: AsyncIterator[bytes]) -> None:
+    def __init__(self, span: ServerSpan, content: AsyncIterator[bytes], has_hooks: bool) -> None:
         self._span = span
         self._content = content
+        self._has_hooks = has_hooks
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -615,9 +726,25 @@ class _AsyncContent:
         try:
             with self._span:
                 return await self._content.__anext__()
+        except StopAsyncIteration:
+            await self._finish_root()
+            raise
         except BaseException as error:
             _end_content(self._span, error)
             raise
+
+    async def _finish_root(self) -> None:
+        """Send the root span; what is closed now is still in the trace."""
+        if self._has_hooks:  # which may use the database
+            try:
+                await sync_to_async(self._span.finish_root)()
+                return
+            except RuntimeError:  # asgiref has no thread for this
+                pass
+            except BaseException:
+                self._span.finish_root()
+                raise
+        self._span.finish_root()
 
     def __del__(self) -> None:
         """Send the span of a request that its server abandoned."""
@@ -625,7 +752,7 @@ class _AsyncContent:
 
 
 def _end_content(span: ServerSpan, error: BaseException) -> None:
-    if not isinstance(error, (StopIteration, StopAsyncIteration)):
+    if not isinstance(error, StopIteration):
         span.record_error(error)
     span.finish_root()  # what is closed now is still in the trace
 

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from http.client import HTTPException
+from types import MappingProxyType
 from typing import Any, Callable
 from urllib.parse import urlencode, urlsplit
 
@@ -30,6 +31,7 @@ from django.db import connections
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse, UnreadablePostError
 from django.test import RequestFactory, override_settings
 from django.urls import path as route
+from django.utils.module_loading import import_string
 from django.views.decorators.cache import cache_page
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.debug import sensitive_post_parameters
@@ -48,7 +50,7 @@ from beeline.middleware.django import (
 from beeline.middleware.wsgi import HoneyWSGIMiddleware
 from beeline.propagation import PropagationContext, Request
 from tests.beeline.middleware import django_site
-from tests.beeline.middleware.django_site import views
+from tests.beeline.middleware.django_site import users, views
 from tests.beeline.middleware.django_site.models import Book
 from tests.beeline.middleware.django_site.views import (
     TracedFile,
@@ -1023,6 +1025,255 @@ class TestStreams:
         assert len(sent.trace_ids) == 1
 
 
+OUTSIDE = (f"{SITE}.KeepsUser", "HoneyMiddlewareHttp")
+INSIDE = ("HoneyMiddlewareHttp", f"{SITE}.KeepsUser")
+
+
+def record_users(fields: dict[str, Any]) -> None:
+    """Record the user of the current request, as a presend hook."""
+    fields["app.users"] = users.kept()
+
+
+@pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume")
+class TestHooks:
+    """Hooks of a request's span see what middlewares keep of the request."""
+
+    @pytest.mark.parametrize(
+        "middleware",
+        [
+            OUTSIDE,
+            INSIDE,
+            (f"{SITE}.keeps_user", "HoneyMiddlewareHttp"),
+            ("HoneyMiddlewareHttp", f"{SITE}.keeps_user"),
+            (f"{SITE}.SyncOnly", *INSIDE, f"{SITE}.SyncOnly"),
+            ("HoneyMiddlewareHttp", *OUTSIDE),
+            (f"{SITE}.KeepsUser", f"{SITE}.SkipsHealth"),
+            (f"{SITE}.SkipsHealth", f"{SITE}.KeepsUser"),
+        ],
+        ids=lambda names: " ".join(name.rpartition(".")[2] for name in names),
+    )
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "/bare/",
+            "/bare_async/",
+            "/stream/",
+            pytest.param("/stream_async/", marks=async_streams),
+            "/file/",
+            "/fail/",
+        ],
+    )
+    @pytest.mark.parametrize("wrapped", [False, True], ids=["alone", "wrapped"])
+    @pytest.mark.parametrize("server", ["wsgi", "uvicorn"])
+    def test_current_user(
+        self, sent: Sent, server: str, middleware: Any, path: str, wrapped: bool
+    ) -> None:
+        """They see the user, wherever the middleware is and whenever the span is sent."""
+        sent.init(presend_hook=record_users)
+        wrap: Any = HoneyWSGIMiddleware if server == "wsgi" else HoneyASGIMiddleware
+        with serve_site(
+            *middleware, server=server, wrap=wrap if wrapped else lambda app: app
+        ) as url:
+            for user in ("ada", "grace"):
+                fetch(f"{url}{path}?user={user}", headers={"X-User": user})
+        roots = sent.named("django_http_get")
+        assert {root["request.query"]["user"] for root in roots} == {"ada", "grace"}
+        in_loop = "keeps_user" in str(middleware) and server == "uvicorn"
+        for root in roots:
+            seen = root["app.users"][2:] if in_loop else root["app.users"]
+            assert set(seen) == {root["request.query"]["user"]}
+        assert users.kept() == [None] * 4
+
+    def test_concurrent_requests(self, sent: Sent, serving: Serve) -> None:
+        """They see the user of their own request, among many at once."""
+        sent.init(presend_hook=record_users)
+
+        def client(number: int) -> None:
+            for turn in range(5):
+                user = f"{number}-{turn}"
+                path = "stream" if turn % 2 else "bare"
+                fetch(f"{url}/{path}/?user={user}", headers={"X-User": user})
+
+        with serving(*INSIDE) as url:
+            clients = [threading.Thread(target=client, args=(n,)) for n in range(6)]
+            for thread in clients:
+                thread.start()
+            for thread in clients:
+                thread.join()
+        roots = sent.named("django_http_get")
+        assert len(roots) == 30
+        for root in roots:
+            assert root["app.users"] == [root["request.query"]["user"]] * 4
+
+    @pytest.mark.parametrize("path", ["/bare/", "/stream/"])
+    def test_sampler_hook(self, sent: Sent, serving: Serve, path: str) -> None:
+        """So does a sampler hook, which drops the requests of a user."""
+        sent.init(sampler_hook=lambda fields: (users.kept() == ["ada"] * 4, 1))
+        with serving(*INSIDE) as url:
+            for user in ("ada", "grace"):
+                fetch(f"{url}{path}?user={user}", headers={"X-User": user})
+        assert sent.one("django_http_get")["request.query"] == {"user": "ada"}
+
+    @pytest.mark.parametrize("wrap", [None, HoneyWSGIMiddleware])
+    def test_what_the_view_has_set(self, sent: Sent, wrap: Any) -> None:
+        """They see what the view has set and left."""
+        sent.init(presend_hook=record_users)
+        with serve_site(wrap=wrap or (lambda app: app)) as url:
+            fetch(f"{url}/changes_user/")
+        assert sent.one("django_http_get")["app.users"] == ["admin"] * 4
+
+    def test_no_view(self, sent: Sent, serving: Serve) -> None:
+        """Without a view they see what the middlewares further out keep."""
+        sent.init(presend_hook=record_users)
+        with serving(*OUTSIDE) as url:
+            assert fetch(f"{url}/nowhere/", headers={"X-User": "ada"}).status == 404
+        assert sent.one("django_http_get")["app.users"] == ["ada"] * 4
+
+    @pytest.mark.parametrize(
+        "path", ["/bare/", "/bare_async/", pytest.param("/stream_async/", marks=async_streams)]
+    )
+    def test_database(self, sent: Sent, serving: Serve, path: str) -> None:
+        """They may ask the database, as a user that is loaded when it is looked at does."""
+
+        def count_books(fields: dict[str, Any]) -> None:
+            if fields["name"] == "django_http_get":
+                fields["app.books"] = Book.objects.count()
+
+        sent.init(presend_hook=count_books)
+        with serving() as url:
+            fetch(f"{url}{path}")
+        assert sent.one("django_http_get")["app.books"] == 0
+
+    def test_trace_of_the_hook(self, sent: Sent) -> None:
+        """What a hook does, in a span of its own or to thread-locals, stays as it is elsewhere."""
+
+        def hook(fields: dict[str, Any]) -> None:
+            if fields["name"] == "django_http_get":
+                users._thread_local.seen = users._thread_local.user
+                users._thread_local.user = "hook"
+                with beeline.tracer("hook"):
+                    pass
+
+        sent.init(presend_hook=hook)
+        with site(*INSIDE):
+            app = get_wsgi_application()
+            environ = {**request("/bare/").META, "HTTP_X_USER": "ada"}
+            b"".join(app(environ, lambda *_: None))
+        assert users._thread_local.seen == "ada"
+        assert users.kept() == [None] * 4
+        assert sent.one("hook")["trace.trace_id"] != sent.one("django_http_get")["trace.trace_id"]
+
+    def test_other_thread(self, sent: Sent) -> None:
+        """Where a stream ends in a thread that had another request, they see nothing of that."""
+        other = users._thread_local
+        sent.init(
+            presend_hook=lambda fields: fields.update(
+                users=[*users.kept(), getattr(other, "user_of_another", None)]
+            )
+        )
+        with site(*OUTSIDE):
+            app = get_wsgi_application()
+            environ = {**request("/stream/").META, "HTTP_X_USER": "ada"}
+            body = app(environ, lambda *_: None)
+        seen: list[Any] = []
+
+        def read() -> None:
+            users.keep("grace")
+            other.user_of_another = "grace"
+            assert b"".join(body) == b"012"
+            body.close()
+            seen.extend([*users.kept(), other.user_of_another])
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        thread.join()
+        assert sent.one("django_http_get")["users"] == ["ada", "ada", "ada", "ada", None]
+        assert seen == ["grace"] * 5
+
+    @disconnects
+    def test_abandoned_view(self, sent: Sent) -> None:
+        """The span of a request that is given up while its view works is sent with its user."""
+        sent.init(presend_hook=record_users)
+        released.clear()
+        try:
+            with serve_site(*OUTSIDE, server="uvicorn") as url:
+                leave(url, "/works/", {"X-User": "ada"})
+                released.set()
+        finally:
+            released.set()
+        assert sent.one("django_http_get")["app.users"] == ["ada"] * 4
+
+    def test_let_go(self, sent: Sent) -> None:
+        """What was noted for hooks keeps neither a request nor its response."""
+        sent.init(presend_hook=lambda fields: fields.update(users=str(users.kept())))
+
+        def get_response(request: HttpRequest) -> StreamingHttpResponse:
+            users.keep(request)
+            middleware.process_view(request, get_response, (), {})
+            users.forget()
+            return StreamingHttpResponse(pieces(False))
+
+        middleware = HoneyMiddlewareHttp(get_response)
+        gc.disable()
+        try:
+            with site(*INSIDE):
+                made = request("/")
+                response = middleware(made)
+            left = [weakref.ref(made), weakref.ref(response)]
+            del made
+            assert b"".join(response) == b"012"
+            response.close()
+            del response
+            assert [reference() for reference in left] == [None, None]
+        finally:
+            gc.enable()
+        assert sent.one("django_http_get")["users"].startswith("[<WSGIRequest")
+
+    @pytest.mark.parametrize("streams", [False, True])
+    @pytest.mark.parametrize("inside", [False, True])
+    @pytest.mark.parametrize(
+        ("name", "middleware", "current"),
+        [
+            ("crum", "crum.CurrentRequestUserMiddleware", "crum.get_current_user"),
+            (
+                "django_currentuser",
+                "django_currentuser.middleware.ThreadLocalUserMiddleware",
+                "django_currentuser.middleware.get_current_user",
+            ),
+            (
+                "threadlocals",
+                "threadlocals.middleware.ThreadLocalMiddleware",
+                "threadlocals.threadlocals.get_current_user",
+            ),
+        ],
+    )
+    def test_packages(
+        self,
+        sent: Sent,
+        serving: Serve,
+        name: str,
+        middleware: str,
+        current: str,
+        inside: bool,
+        streams: bool,
+    ) -> None:
+        """They see the user that packages for it keep."""
+        pytest.importorskip(name)
+        apps = ["django.contrib.contenttypes", "django.contrib.auth", django_site.NAME]
+
+        def hook(fields: dict[str, Any]) -> None:
+            fields["app.user"] = str(import_string(current)())
+
+        sent.init(presend_hook=hook)
+        ours, users = "HoneyMiddlewareHttp", [f"{SITE}.SetsUser", middleware]
+        names = [ours, *users] if inside else [*users, ours]
+        with override_settings(INSTALLED_APPS=apps), serving(*names) as url:
+            for user in ("ada", "grace"):
+                path = "stream" if streams else "bare"
+                fetch(f"{url}/{path}/", headers={"X-User": user})
+        assert [root["app.user"] for root in sent.named("django_http_get")] == ["ada", "grace"]
+
+
 class TestPropagation:
     def test_honeycomb_header(self, sent: Sent, serving: Serve) -> None:
         """The request continues the trace of `X-Honeycomb-Trace`, with its fields."""
@@ -1230,7 +1481,7 @@ class TestSetUp:
         assert len(sent.events) == 5
 
     def test_requests_made_in_a_lambda_handler(self, sent: Sent) -> None:
-        """A request that a handler makes by itself has a span of its own in the same trace."""
+        """A request that a handler makes has a span of its own in the same trace."""
         from django.test import Client
 
         @beeline_wrapper(record_input=False, record_output=False)
@@ -1364,12 +1615,14 @@ def gateway_event(path: str, form: str = "") -> dict[str, Any]:
     }
 
 
-def leave(url: str, path: str) -> None:
+def leave(url: str, path: str, headers: Mapping[str, str] = MappingProxyType({})) -> None:
     """Ask for a page, and go once its view waits."""
     waiting.clear()
     parts = urlsplit(url)
     with socket.create_connection((parts.hostname, parts.port), TIMEOUT) as client:
-        client.sendall(f"GET {path} HTTP/1.1\r\nHost: shop.example\r\n\r\n".encode())
+        lines = [f"GET {path} HTTP/1.1", "Host: shop.example"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        client.sendall("\r\n".join([*lines, "", ""]).encode())
         assert waiting.wait(TIMEOUT)
 
 

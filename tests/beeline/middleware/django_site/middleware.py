@@ -19,6 +19,7 @@ from beeline.middleware.django import (
 )
 from beeline.middleware.django import HoneyMiddlewareWithPOST as WithPOST
 
+from . import users
 from .models import Book
 
 GetResponse = Callable[[Any], Any]
@@ -54,6 +55,43 @@ class Handling(SyncOnly):
 
     def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponse:
         return HttpResponse("handled", status=422)
+
+
+class KeepsUser(SyncOnly):
+    """Keep the user of a request for as long as it is handled, in each way that there is."""
+
+    def __call__(self, request: HttpRequest) -> Any:
+        users.keep(request.headers.get("X-User"))
+        try:
+            return self.get_response(request)
+        finally:
+            users.forget()
+
+
+class SetsUser(SyncOnly):
+    """Set the user of a request, as Django's own authentication does."""
+
+    def __call__(self, request: HttpRequest) -> Any:
+        request.user = request.headers.get("X-User")  # type: ignore[assignment]
+        return self.get_response(request)
+
+
+@sync_and_async_middleware
+def keeps_user(get_response: GetResponse) -> GetResponse:
+    """Do so as a function that knows coroutines: in context variables."""
+
+    def keep(request: HttpRequest) -> Any:
+        return KeepsUser(get_response)(request)
+
+    async def keep_async(request: HttpRequest) -> Any:
+        users.keep(request.headers.get("X-User"))
+        try:
+            return await get_response(request)
+        finally:
+            users.forget()
+
+    is_async = asyncio.iscoroutinefunction(get_response)
+    return keep_async if is_async else keep
 
 
 class OwnFields(HoneyMiddlewareHttp):

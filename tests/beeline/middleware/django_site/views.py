@@ -29,6 +29,7 @@ from django.views.decorators.debug import sensitive_post_parameters
 import beeline
 from beeline import untraced
 
+from . import users
 from .models import Book
 
 
@@ -158,6 +159,19 @@ async def greet_async(request: HttpRequest) -> HttpResponse:
 called = Callable()
 renamed = rename(absolute)
 partly = functools.partial(hello, name="part")
+
+
+def changes_user(request: HttpRequest) -> HttpResponse:
+    users.keep("admin")
+    return HttpResponse("ok")
+
+
+def bare(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("ok")
+
+
+async def bare_async(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("ok")
 
 
 # Forms
