@@ -68,10 +68,16 @@ TEST = [
     "PyMySQL>=1.1",
     # What is tested with the shared middleware, on its real servers.
     "a2wsgi>=1.10",
+    "apig-wsgi>=2.18",
+    "mangum>=0.17",
     "asgiref>=3.6",
     f"awslambdaric>=2; sys_platform == 'linux' and {CPYTHON}",
     "celery[redis]>=5.3",
     "djangorestframework>=3.15",
+    # Middlewares that keep the request in context variables and thread-locals.
+    "django-crum>=0.7.9",
+    "django-currentuser>=0.7",
+    "django-threadlocals>=0.10",
     "falcon>=3.1",
     "fastapi>=0.100",
     "Flask-Login>=0.6.3",

@@ -35,6 +35,8 @@ FLUSH_TIMEOUT = 10.0
 class ASGIRequest(Request):
     """An ASGI scope as a request; `name` starts the span's name."""
 
+    middleware = "HoneyASGIMiddleware"  # in log messages
+
     def __init__(self, name: str, scope: Scope) -> None:
         self._name = name
         self._scope = scope

@@ -34,6 +34,8 @@ class LambdaRequest(Request):
     its message, where it has a single one, from SNS or SQS.
     """
 
+    middleware = "beeline_wrapper"  # in log messages
+
     def __init__(self, event: Any) -> None:
         self._event = event
 

@@ -233,6 +233,7 @@ def start_server_span(
     """
     current = beeline.get_beeline()
     if current is None:
+        warn_before_init(getattr(request, "middleware", type(request).__name__))
         return None
     tracer = current.tracer_impl
     outside = get_active()
@@ -330,16 +331,18 @@ def _continues_the_same(span: ServerSpan, inner: Request) -> bool:
     return str(upstream.trace_id) == root.trace_id and same_parent
 
 
-def warn_before_init(middleware: str, remedy: str) -> None:
+def warn_before_init(middleware: str, remedy: str = "at the entry of the application") -> None:
     """Log, once for each middleware, that it gets requests although `init` was not called.
 
     Nothing is logged when disabled, and after `close`. `remedy` is where to call `init`.
     """
-    if beeline._GBL is None and beeline._INITPID is None and not beeline._is_off:
+    from beeline import config
+
+    if beeline._INITPID is None and not beeline._is_off and not config.disabled():
         warn_once(
             LOGGER_NAME,
             ("before init", middleware),
-            "beeline: %s got a request, but beeline.init() has not been called in this process: "
+            "%s got a request, but beeline.init() has not been called in this process: "
             "requests are not traced. Call it %s, or set HONEYCOMB_DISABLED=true",
             middleware,
             remedy,

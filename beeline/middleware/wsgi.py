@@ -32,6 +32,8 @@ def _variable(header: str) -> str:
 class WSGIRequest(Request):
     """A WSGI environment as a request; `name` is the framework's, for the span's name."""
 
+    middleware = "HoneyWSGIMiddleware"  # in log messages
+
     def __init__(self, name: str, environ: Environ) -> None:
         self._name = name
         self._environ = environ

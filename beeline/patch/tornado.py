@@ -29,6 +29,8 @@ _NO_FAILURES = range(500)
 class TornadoRequest(Request):
     """Tornado's request, as the handler of a class will find it."""
 
+    middleware = "beeline.patch.tornado"  # in log messages
+
     def __init__(self, request: Any, handler_class: type) -> None:
         self._request = request
         self._handler_class = handler_class

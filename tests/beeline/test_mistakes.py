@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import inspect
 import json
@@ -13,6 +14,9 @@ import pytest
 
 import beeline
 import libhoney
+from beeline.middleware.asgi import HoneyASGIMiddleware
+from beeline.middleware.awslambda import beeline_wrapper
+from beeline.middleware.wsgi import HoneyWSGIMiddleware
 from beeline.propagation import DictRequest
 
 from .conftest import KEY, Application
@@ -272,3 +276,67 @@ def test_trace_fields_without_room_in_the_header_are_logged(
             assert beeline.http_trace_propagation_hook()
     (message,) = _warnings(caplog)
     assert "room for 5000 bytes" in message
+
+
+# A request before init
+
+
+def _serve_wsgi() -> None:
+    application = HoneyWSGIMiddleware(lambda environ, start_response: [b"ok"])
+    assert application({"REQUEST_METHOD": "GET"}, lambda *args: None) == [b"ok"]
+
+
+def _serve_asgi() -> None:
+    served = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        served.append(scope)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    asyncio.run(HoneyASGIMiddleware(application)(scope, None, None))  # type: ignore[arg-type]
+    assert served == [scope]
+
+
+def _serve_lambda() -> None:
+    assert beeline_wrapper(lambda event, context: "ok")({}, None) == "ok"
+
+
+SERVERS = [
+    ("HoneyWSGIMiddleware", _serve_wsgi),
+    ("HoneyASGIMiddleware", _serve_asgi),
+    ("beeline_wrapper", _serve_lambda),
+]
+
+
+@pytest.mark.parametrize(("name", "serve"), SERVERS)
+def test_a_request_before_init_is_logged_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, name: str, serve: Any
+) -> None:
+    """A middleware whose application forgets `init` in this process warns once, by its name."""
+    monkeypatch.setattr(beeline, "_INITPID", None)  # other tests called it in this process
+    serve()
+    serve()
+    (message,) = _warnings(caplog)
+    assert message.startswith(f"beeline: {name} got a request, but beeline.init() has not been")
+
+
+@pytest.mark.parametrize("how", ["environment", "argument", "close"])
+@pytest.mark.parametrize(("name", "serve"), SERVERS)
+def test_a_request_while_switched_off_is_not_logged(
+    application: Application,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    serve: Any,
+    how: str,
+) -> None:
+    """Whoever switches the Beeline off, or closes it, does not want to hear of it."""
+    monkeypatch.setattr(beeline, "_INITPID", None)
+    if how == "environment":
+        monkeypatch.setenv("HONEYCOMB_DISABLED", "1")
+    else:
+        application.init(enabled=how == "close")
+    if how == "close":
+        beeline.close()
+    serve()
+    assert _warnings(caplog) == []
