@@ -349,7 +349,8 @@ def _ready_gevent() -> None:
 
 def _import_direct() -> Any:
     with lifecycle.ImportGuard():
-        # What would else be imported while a host is looked up.
+        # What would else be imported while a host is looked up; by PyPy also `ascii`.
+        import encodings.ascii
         import encodings.idna  # noqa: F401
 
         from libhoney.transmission import direct
@@ -358,5 +359,7 @@ def _import_direct() -> Any:
 
 def _import_session() -> Any:
     with lifecycle.ImportGuard():
+        import encodings.ascii  # noqa: F401
+
         from libhoney.transmission import session
     return session

@@ -26,6 +26,7 @@ from libhoney.transmission.encoding import EncodingError, Item, compression_name
 HERE = ("http://host", "key", "here")
 THERE = ("http://host", "key", "there")
 QUICK: Any = compression_named("gzip", 1)
+needs_isal = pytest.mark.skipif(QUICK.press is None, reason="isal is not installed")
 
 
 class Clock:
@@ -116,6 +117,7 @@ def numbers_in(body: bytes) -> list[int]:
     return [element["data"]["n"] for element in json.loads(gzip.decompress(body))]
 
 
+@needs_isal
 def test_open_batch_is_compressed_as_it_grows() -> None:
     """Each time that it has got enough, in one piece with what was compressed before."""
     some = batcher()
@@ -146,6 +148,7 @@ def test_open_batch_is_compressed_as_it_grows() -> None:
     assert (some.pending, some.pending_bytes) == (0, 0)
 
 
+@needs_isal
 def test_batch_that_is_compressed_whole_ends_well() -> None:
     """Where nothing is left to compress but its bracket."""
     some = batcher(max_batch_size=65)
@@ -159,6 +162,7 @@ def test_batch_that_is_compressed_whole_ends_well() -> None:
     assert numbers_in(batch.body(QUICK)) == [*range(65)]
 
 
+@needs_isal
 @given(
     st.lists(st.integers(1, 4), min_size=1, max_size=12),
     st.lists(st.sampled_from(["group", "press", "both", None]), min_size=12, max_size=12),
@@ -180,6 +184,7 @@ def test_body_is_the_same_however_it_is_compressed(sizes: list[int], steps: list
     assert numbers_in(batch.body(QUICK)) == batch.metadata == [*range(sum(sizes))]
 
 
+@needs_isal
 def test_body_of_what_is_grouped_meanwhile() -> None:
     """As where a signal's handler flushes, in vain, while a group is made."""
     some = batcher()
@@ -203,6 +208,7 @@ def test_body_of_what_is_grouped_meanwhile() -> None:
     assert numbers_in(batch.body(QUICK)) == [0, 1, 2, 3]
 
 
+@needs_isal
 def test_last_of_two_that_wait_is_worth_compressing() -> None:
     """One alone is about to leave, and a small one has little to spare."""
     some = batcher(max_batch_size=40)

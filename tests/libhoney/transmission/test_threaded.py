@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-import tracemalloc
 import weakref
 from collections.abc import Iterator
 from contextlib import suppress
@@ -486,6 +485,7 @@ def test_what_waits_for_a_server_is_held_compressed(
 ) -> None:
     """15 MB of events take less than 5 MB, and arrive, once each, also those that go again."""
     pytest.importorskip("isal")
+    tracemalloc = pytest.importorskip("tracemalloc")
     receiver.always(HANG)
     client = make_client(max_concurrent_batches=1)
     text = "x".join(map(str, range(250)))
