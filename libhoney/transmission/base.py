@@ -5,7 +5,12 @@ from __future__ import annotations
 import queue
 import sys
 import threading
-from typing import Any, Callable, Protocol
+from typing import TYPE_CHECKING, Any, Callable, Protocol
+
+if TYPE_CHECKING:
+    _Queue = queue.Queue[Any]
+else:
+    _Queue = queue.Queue  # gevent 25.4.1 puts a class here that cannot be subscripted
 
 from libhoney._cpython import reentrant_lock
 
@@ -44,7 +49,7 @@ def response(
     }
 
 
-class ResponseQueue(queue.Queue[Any]):
+class ResponseQueue(_Queue):
     """A queue of responses that, when full, lets the new ones go.
 
     Where gevent has put its own class in the place of `queue.Queue`, this is one of those, without
@@ -106,11 +111,14 @@ class ResponseQueue(queue.Queue[Any]):
     def reset(self) -> None:
         """Start afresh in a forked child, where another thread may have held the lock."""
         self._make_locks()
-        try:
-            while True:
-                self.get_nowait()
-        except queue.Empty:
+        if hasattr(self, "mutex"):
+            self.queue.clear()
             self.unfinished_tasks = 0
+            return
+        while not self.empty():
+            self.get_nowait()
+            if hasattr(self, "task_done"):  # since gevent 25.4
+                self.task_done()
 
 
 def report_dropped(xmit: Any, responses: Any, metadata: Any, reason: str) -> None:

@@ -74,15 +74,33 @@ class Exchange:
     """What a request under way is to know, and what its sender is to learn of it.
 
     The answer is to be there `timeout` seconds after the request has left, and by `deadline`, in
-    monotonic seconds. It holds nothing else, for a context may be kept for longer than it is used.
+    monotonic seconds. It holds nothing else once the request is over, for a context may be kept for
+    longer than it is used.
     """
 
-    __slots__ = ("deadline", "is_sent", "timeout")
+    __slots__ = ("connection", "deadline", "is_abandoned", "is_sent", "timeout")
 
     def __init__(self, timeout: float, deadline: float) -> None:
         self.timeout = timeout
         self.deadline = deadline
-        self.is_sent = False
+        self.connection: Any = None
+        self.is_sent = self.is_abandoned = False
+
+    def abandon(self) -> None:
+        """Keep a copy of the request in a forked child off its parent's connection.
+
+        Under gevent the greenlet that sends it is copied too, and could read the response that the
+        parent waits for. The connection's descriptor is replaced by one with nothing to read;
+        closing it would do more: libuv would also end the parent's wait.
+        """
+        self.is_abandoned = True
+        sock = getattr(self.connection, "sock", None)
+        if sock is None or sock.fileno() < 0:
+            return
+        read_end, write_end = os.pipe()
+        os.close(write_end)
+        os.dup2(read_end, sock.fileno(), inheritable=False)
+        os.close(read_end)
 
 
 exchange: ContextVar[Exchange] = ContextVar("honeycomb_exchange")
@@ -153,8 +171,12 @@ class Exchanging:
             whole = b"".join(self._held)
         finally:
             self._held = None
+        current = exchange.get()
+        current.connection = self
+        if current.is_abandoned:
+            raise ConnectionError("the process was forked meanwhile")
         self.send(whole)
-        exchange.get().is_sent = True  # where it raised, some part is missing
+        current.is_sent = True  # where it raised, some part is missing
 
     def send(self, data: Any) -> None:
         if self._held is not None:

@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 
+from libhoney._cpython import reentrant_lock
 from libhoney.internal import get_logger, warn_once
 
 TYPE_CHECKING = False
@@ -46,7 +47,10 @@ _FORK_WAIT = 5.0
 _transmissions: weakref.WeakSet[Flushable] = weakref.WeakSet()
 _child_hooks: list[Callable[[], None]] = []
 _worker_hooks: list[Callable[[], object]] = []
+# A fork waits for these. A thread's start holds the other, since under gevent the child has a copy
+# of the greenlet that starts: it would end with a KeyError of `threading`.
 _import_lock = threading.RLock()
+_start_lock = reentrant_lock()
 _forks_are_noticed = False
 _multiprocessing_pid = 0
 _rq_hooked = False
@@ -77,6 +81,27 @@ def on_fork(hook: Callable[[], None]) -> None:
         os.register_at_fork(after_in_child=hook)
 
 
+def run_each(steps: Iterable[Callable[[], object]]) -> None:
+    """Run every step of starting afresh in a forked child, whatever one of them raises.
+
+    Exceptions are logged; one from outside, such as a signal handler's, is re-raised at the end.
+    """
+    interruption: BaseException | None = None
+    for step in steps:
+        try:
+            step()
+        except Exception:
+            get_logger("honeycomb-sdk").warning(
+                "libhoney: %r failed in a forked child, whose events may be lost",
+                step,
+                exc_info=True,
+            )
+        except BaseException as error:
+            interruption = error
+    if interruption is not None:
+        raise interruption
+
+
 def on_worker(hook: Callable[[], object]) -> None:
     """Call `hook` in every worker process that a pool starts."""
     _worker_hooks.append(hook)
@@ -92,7 +117,7 @@ class ImportGuard:
         _import_lock.acquire()
 
     def __exit__(self, *exc_info: object) -> None:
-        _release_import_lock()
+        _release(_import_lock)
 
 
 def threads_may_start() -> bool:
@@ -128,7 +153,12 @@ def start_thread(thread: threading.Thread) -> None:
     Raises what `Thread.start` does.
     """
     if "uwsgi" not in sys.modules or sys.platform == "win32":
-        thread.start()
+        with _start_lock:
+            thread.start()
+        if "gevent.monkey" in sys.modules:
+            # Let its event loop have a turn: in a child that is forked before it, gevent up to 25.8
+            # would write the traceback of an AssertionError of its own.
+            time.sleep(0)
         return
     with ImportGuard():
         import signal
@@ -189,9 +219,9 @@ def _in_subinterpreter() -> bool:
     return False
 
 
-def _release_import_lock() -> None:
+def _release(lock: Any) -> None:
     try:
-        _import_lock.release()
+        lock.release()
     except RuntimeError:  # not ours: the wait for it timed out
         return
 
@@ -235,21 +265,26 @@ def _close(transmission: Any) -> None:
 def _before_fork() -> None:
     # Bounded: the forking thread may itself hold an import lock that the sender waits for.
     _import_lock.acquire(timeout=_FORK_WAIT)
+    _start_lock.acquire(timeout=_FORK_WAIT)
+
+
+def _after_fork_in_parent() -> None:
+    _release(_start_lock)
+    _release(_import_lock)
 
 
 def _in_child() -> None:
-    global _exit_waited, _import_lock, _uwsgi_pid
+    global _exit_waited, _import_lock, _start_lock, _uwsgi_pid
     _exit_waited = 0.0
     _import_lock = threading.RLock()
+    _start_lock = reentrant_lock()
     _uwsgi_pid = os.getpid()
-    inherits = _inherits()
-    for transmission in list(_transmissions):
-        if inherits:
+    if _inherits():
+        for transmission in list(_transmissions):
             _flush(transmission, 0.0)  # its senders are to start
-        else:
-            transmission.after_fork()
-    _hook_multiprocessing()
-    _hook_rq()
+    else:
+        run_each([transmission.after_fork for transmission in list(_transmissions)])
+    run_each([_hook_multiprocessing, _hook_rq])
 
 
 def _inherits() -> bool:
@@ -271,8 +306,7 @@ def _inherits() -> bool:
 def _in_uwsgi_child() -> None:
     global _before_uwsgi_forks
     if os.getpid() != _uwsgi_pid:
-        for hook in _child_hooks:
-            hook()
+        run_each(_child_hooks)
         _in_child()
     elif _before_uwsgi_forks:  # without a master, the first worker is not forked
         _before_uwsgi_forks = False
@@ -293,7 +327,7 @@ def _notice_forks() -> None:
 
         os.register_at_fork(
             before=_before_fork,
-            after_in_parent=_release_import_lock,
+            after_in_parent=_after_fork_in_parent,
             after_in_child=_in_child,
         )
 

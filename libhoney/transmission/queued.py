@@ -395,8 +395,7 @@ class QueuedTransmission:
 
     def after_fork(self) -> None:
         """Start afresh in a forked child; what waited is the parent's to send."""
-        self._make_state()
-        self._responses.reset()
+        lifecycle.run_each([self._make_state, self._responses.reset])
 
     def _headers(self, batch: Batch) -> dict[str, str]:
         headers = {
@@ -520,7 +519,8 @@ class QueuedTransmission:
             self._warn("responses", lambda: "the response queue raised; responses are lost")
         finally:
             with self._lock:
-                self._batcher.settle(delivery.batch)
+                if self._batcher.is_under_way(delivery.batch):  # else a fork came between
+                    self._batcher.settle(delivery.batch)
                 if self._intake:  # there is room again
                     self._take_all_in()
                 self._counts["queued"] += len(outcomes)

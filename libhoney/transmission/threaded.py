@@ -37,6 +37,8 @@ class Transmission(QueuedTransmission):
         self._wake = threading.Condition(self._lock)
         self._threads: set[threading.Thread] = set()
         self._unstarted: list[threading.Thread] = []
+        # Under gevent, what runs in place of the threads.
+        self._greenlets: set[Any] = set()
         self._idle = 0
         self._kept_due = math.inf  # until when one of the idle threads waits
         # When each request under way began, and how many seconds the last one took.
@@ -46,8 +48,19 @@ class Transmission(QueuedTransmission):
 
     def after_fork(self) -> None:
         """Start afresh in a forked child; what waited is the parent's to send."""
-        self._poster.after_fork()
-        super().after_fork()
+        steps = [self._end_greenlets, self._poster.after_fork, super().after_fork]
+        lifecycle.run_each(steps)
+
+    def _end_greenlets(self) -> None:
+        """End the parent's senders in a forked child: unlike threads, greenlets are copied too.
+
+        They end at the child's next turn of the event loop. One whose connection is ready by then
+        may come first: it finds its lock and its connection replaced.
+        """
+        current = _current_greenlet()
+        for greenlet in self._greenlets:
+            if greenlet is not current:
+                greenlet.kill(block=False)
 
     def start(self) -> None:
         """Be ready for events, also after `close`.
@@ -72,12 +85,14 @@ class Transmission(QueuedTransmission):
             contextvars.Context().run(self._post_here, awaited, deadline)
             if time.monotonic() >= deadline:
                 return False
-        with self._lock:
+        settled = self._settled
+        with settled:
             while not _are_settled(awaited):
                 remaining = deadline - time.monotonic()
-                if remaining <= 0:
+                # Under gevent, a greenlet that waits here is copied to a forked child as well.
+                if remaining <= 0 or self._settled is not settled:
                     break
-                self._settled.wait(remaining)
+                settled.wait(remaining)
             return not awaited and self._unanswered == unanswered
 
     def close(self, timeout: float = 10.0) -> bool:
@@ -155,27 +170,40 @@ class Transmission(QueuedTransmission):
         return threading.current_thread() not in self._threads and lifecycle.threads_may_start()
 
     def _run(self) -> None:
-        with self._lock:
+        lock = self._lock
+        greenlets, greenlet = self._greenlets, _current_greenlet()
+        if greenlet is not None:
+            greenlets.add(greenlet)
+        with lock:
             self._threads.add(threading.current_thread())
         try:
             _ready_gevent()
-            while not self._ended:
+            while not self._ended and self._lock is lock:
                 delivery = self._wait_for_delivery()
                 self._act()
                 if delivery is not None:
                     self._attempt(delivery)
                 del delivery  # with its batch, while this waits for the next one
+        except BaseException:
+            if self._lock is lock:
+                raise
         finally:
-            with self._lock:
-                self._threads.discard(threading.current_thread())
-                if not self._ended:  # killed: another has to take what there is
-                    self._notify()
-            self._act()
+            greenlets.discard(greenlet)
+            # In a copy of the parent's greenlet this makes `threading`, which has forgotten it
+            # after the fork, know it again: at its end it would raise KeyError.
+            thread = threading.current_thread()
+            if self._lock is lock:
+                with lock:
+                    self._threads.discard(thread)
+                    if not self._ended:  # killed: another has to take what there is
+                        self._notify()
+                self._act()
 
     def _wait_for_delivery(self) -> Delivery | None:
         """Return the next one, or None at the end and where something is to be told first."""
-        with self._lock:
-            while True:
+        lock, wake = self._lock, self._wake
+        with lock:
+            while self._lock is lock:  # else the process was forked, and this is a greenlet
                 if self._ended:
                     self._threads.discard(threading.current_thread())
                     return None
@@ -196,13 +224,15 @@ class Transmission(QueuedTransmission):
                 try:
                     if due is not None and keeps_time:
                         self._kept_due = due
-                        self._wake.wait(max(0.0, due - time.monotonic()))
+                        wake.wait(max(0.0, due - time.monotonic()))
                     else:
-                        self._wake.wait()
+                        wake.wait()
                 finally:
-                    self._idle -= 1
-                    if keeps_time:  # another may, too; that is harmless
-                        self._kept_due = math.inf
+                    if self._lock is lock:
+                        self._idle -= 1
+                        if keeps_time:  # another may, too; that is harmless
+                            self._kept_due = math.inf
+            return None
 
     def _next_turn(self) -> float | None:
         """Return when something may next be posted. Called with the lock held."""
@@ -278,6 +308,7 @@ class Poster:
         self._connections = connections
         self._direct: Any = None
         self._session: Any = None
+        self._exchanges: set[Any] = set()  # of the requests in flight
 
     def post(
         self, delivery: Delivery, body: bytes, headers: dict[str, str], deadline: float
@@ -291,10 +322,13 @@ class Poster:
         timeout = min(HTTP_TIMEOUT, max(0.001, deadline - time.monotonic()))
         exchange = direct.Exchange(timeout, deadline)
         client = self._client(direct, delivery.url)
+        self._exchanges.add(exchange)
         try:
             answer: tuple[int, Any, bytes] = client.post(delivery.url, headers, body, exchange)
             return answer
         finally:
+            self._exchanges.discard(exchange)
+            exchange.connection = None
             if exchange.is_sent:
                 delivery.was_sent()
 
@@ -310,8 +344,10 @@ class Poster:
     def after_fork(self) -> None:
         """Close a child's copies of its parent's connections.
 
-        Not those of `requests`: their pools have locks that another thread may have held.
+        Not the idle ones of `requests`: their pools have locks that another thread may have held.
         """
+        for exchange in self._exchanges:
+            exchange.abandon()
         if self._direct is not None:
             self._direct.close()
 
@@ -331,13 +367,20 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(error, passing) and not isinstance(error, ValueError)
 
 
+def _current_greenlet() -> Any:
+    """Return the greenlet that runs here if gevent takes the place of threads, else None."""
+    monkey: Any = sys.modules.get("gevent.monkey")
+    if monkey is None or not monkey.is_module_patched("threading"):
+        return None
+    return sys.modules["gevent"].getcurrent()
+
+
 def _ready_gevent() -> None:
     """Where gevent takes the place of threads, let it start the native one it looks names up in.
 
     At exit it could not be started any more.
     """
-    monkey: Any = sys.modules.get("gevent.monkey")
-    if monkey is not None and monkey.is_module_patched("threading"):
+    if _current_greenlet() is not None:
         try:
             sys.modules["gevent"].get_hub().threadpool.apply(int)
         except Exception:

@@ -85,6 +85,38 @@ def test_every_event_arrives(receiver: Receiver, options: tuple[str, ...]) -> No
     assert len(receiver.named("import")) == imports
 
 
+@needs_gevent
+def test_gevent_that_is_patched_before_the_preload(receiver: Receiver, tmp_path: Path) -> None:
+    """The arbiter has a greenlet that sends, which its workers' forks copy; it delivers as well."""
+    config = tmp_path / "conf.py"
+    config.write_text(
+        """
+from gevent import monkey
+monkey.patch_all()
+
+import time
+from tests.servers.gunicorn_conf import post_worker_init
+
+def when_ready(server):
+    import beeline
+    assert beeline.flush()
+    with beeline.tracer("arbiter"):
+        time.sleep(0)
+"""
+    )
+    options = ("--preload", "--worker-class=gevent")
+    with gunicorn(receiver, *options, config=str(config), SEND_FREQUENCY="0.05") as server:
+        workers = set(server.ask(40))
+        assert str(server.process.pid) not in workers
+        receiver.wait_for(40 * 2 + 2)
+        server.end()
+        for error in ("KeyError", "AttributeError", "un-acquired lock"):
+            assert error not in server.log
+    assert receiver.counts["events"] == 40 * 2 + 2
+    check_requests(receiver, 40)
+    assert len(receiver.named("import")) == len(receiver.named("arbiter")) == 1
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -346,6 +346,42 @@ def test_nothing_is_imported_at_a_request_that_was_not_before(
 
 
 @forks
+@pytest.mark.parametrize("failing", ["transmission", "step"])
+def test_failure_after_a_fork_concerns_nothing_else(
+    receiver: Receiver, run_program: RunProgram, failing: str
+) -> None:
+    """What one transmission raises, or one step, is logged, and the child delivers its events."""
+    done = run_program(
+        f"""
+        from libhoney.transmission import lifecycle
+        others = [libhoney.Client({KEY!r}, "things", api_host=URL) for _ in range(5)]
+        def fail(*args):
+            raise ValueError("as ordered")
+        if {failing!r} == "transmission":
+            others[2].xmit.after_fork = fail
+        else:
+            others[2].responses().reset = fail
+        send("parent")
+        pid = os.fork()
+        if not pid:
+            send("child")
+            for number, client in enumerate(others):
+                if number != 2 or {failing!r} == "step":
+                    client.send_now({{"name": f"child {{number}}"}})
+                    assert client.flush()
+            assert libhoney.flush()
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        """
+    )
+    numbers = [0, 1, 2, 3, 4] if failing == "step" else [0, 1, 3, 4]
+    expected = ["parent", "child", *(f"child {number}" for number in numbers)]
+    assert names(receiver) == dict.fromkeys(expected, 1)
+    assert "libhoney: " in done.stderr
+    assert "ValueError: as ordered" in done.stderr
+
+
+@forks
 def test_client_made_in_the_child_works_beside_the_parents(
     receiver: Receiver, run_program: RunProgram
 ) -> None:
