@@ -77,6 +77,8 @@ class Delivery:
         # that is waited for.
         self.started: float | None = None
         self.due: float | None = None
+        # For whoever posts: a request lost on a reused connection may be repeated at once.
+        self.may_repeat = True
         self._outstanding: Sequence[int] = range(count)
         self._attempts = 0
         self._is_sent = False

@@ -29,6 +29,9 @@ from libhoney.transmission.delivery import MAX_ANSWER_BYTES
 _ANSWER_BYTES = 32_768
 # Hosts whose idle connections are kept.
 _MAX_HOSTS = 10
+# Seconds after which an idle connection is closed rather than used again: load balancers and NAT
+# gateways forget it after minutes, and what is sent then is lost.
+MAX_IDLE_SECONDS = 30.0
 # Seconds after an answer in which no server ends a connection for its being idle, and seconds for
 # which none is kept to one that did.
 _SOON = 1.0
@@ -78,13 +81,34 @@ class Exchange:
     longer than it is used.
     """
 
-    __slots__ = ("connection", "deadline", "is_abandoned", "is_sent", "timeout")
+    __slots__ = (
+        *("connection", "deadline", "has_response", "is_abandoned", "is_reused", "is_sent"),
+        *("may_repeat", "timeout"),
+    )
 
-    def __init__(self, timeout: float, deadline: float) -> None:
+    def __init__(self, timeout: float, deadline: float, may_repeat: bool = True) -> None:
         self.timeout = timeout
         self.deadline = deadline
+        self.may_repeat = may_repeat
         self.connection: Any = None
         self.is_sent = self.is_abandoned = False
+        self.is_reused = False  # the connection was used for another request before
+        self.has_response = False  # a byte of the response has come
+
+    def restart(self) -> bool:
+        """Return whether a request that failed may be repeated at once, and prepare for that.
+
+        It may, once, if its connection had been used before and brought no byte of a response: the
+        connection was most likely lost while it was idle. The server may have handled the request
+        all the same, and gets it twice then, as with other clients that do this.
+        """
+        remaining = self.deadline - time.monotonic()
+        may_repeat = self.may_repeat and self.is_reused and not self.has_response
+        if not may_repeat or self.is_abandoned or remaining <= 0:
+            return False
+        self.may_repeat = self.is_sent = False
+        self.timeout = min(self.timeout, remaining)
+        return True
 
     def abandon(self) -> None:
         """Keep a copy of the request in a forked child off its parent's connection.
@@ -109,11 +133,12 @@ exchange: ContextVar[Exchange] = ContextVar("honeycomb_exchange")
 class _Reader(io.RawIOBase):
     """Reads an answer from a socket, no longer than until a deadline."""
 
-    def __init__(self, sock: socket.socket, raw: Any, deadline: float, usual: float) -> None:
+    def __init__(self, sock: socket.socket, raw: Any, current: Exchange) -> None:
         self._sock = sock
         self._raw = raw
-        self._deadline = deadline
-        self._usual = usual
+        self._exchange = current
+        self._deadline = min(current.deadline, time.monotonic() + current.timeout)
+        self._usual = current.timeout
         self._timeout = sock.gettimeout()
 
     def readable(self) -> bool:
@@ -126,7 +151,10 @@ class _Reader(io.RawIOBase):
         # Not for a hundredth of it: each call that lets others run may cost 5 ms beside a busy one.
         if self._timeout is None or not remaining <= self._timeout <= remaining * 1.01:
             self._set_timeout(remaining)
-        return self._raw.readinto(buffer)
+        count = self._raw.readinto(buffer)
+        if count:
+            self._exchange.has_response = True
+        return count
 
     def _set_timeout(self, timeout: float) -> None:
         self._sock.settimeout(timeout)
@@ -149,9 +177,7 @@ class Answer(HTTPResponse):
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
         if isinstance(self.fp, io.BufferedReader):  # else a test's double
-            current = exchange.get()
-            deadline = min(current.deadline, time.monotonic() + current.timeout)
-            reader = _Reader(sock, self.fp.detach(), deadline, current.timeout)
+            reader = _Reader(sock, self.fp.detach(), exchange.get())
             self.fp = io.BufferedReader(reader, _ANSWER_BYTES)
 
 
@@ -162,7 +188,17 @@ class Exchanging:
     """
 
     response_class = Answer
+    sock: Any
     _held: list[bytes] | None = None
+    _used_at: float | None = None  # when it was last used since it was made, monotonic seconds
+
+    def connect(self) -> None:
+        self._used_at = None
+        super().connect()  # type: ignore[misc]
+
+    def has_idled(self) -> bool:
+        """Return whether it was idle for too long to be used again."""
+        return self._used_at is not None and time.monotonic() - self._used_at > MAX_IDLE_SECONDS
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         self._held = []
@@ -175,7 +211,9 @@ class Exchanging:
         current.connection = self
         if current.is_abandoned:
             raise ConnectionError("the process was forked meanwhile")
+        current.is_reused = self.sock is not None and self._used_at is not None
         self.send(whole)
+        self._used_at = time.monotonic()
         current.is_sent = True  # where it raised, some part is missing
 
     def send(self, data: Any) -> None:
@@ -223,7 +261,22 @@ class Connections:
         exchange.set(current)
         scheme, netloc, target, _, _ = urlsplit(url)
         host = _Host(scheme, netloc, next(filter(None, map(os.environ.get, AUTHORITIES)), ""))
-        connection = self._take(host)
+        try:
+            return self._post_once(host, self._take(host), target, headers, body, current)
+        except ConnectionError:
+            if not current.restart():
+                raise
+        return self._post_once(host, None, target, headers, body, current)
+
+    def _post_once(
+        self,
+        host: _Host,
+        connection: Any,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        current: Exchange,
+    ) -> tuple[int, Mapping[str, str], bytes]:
         is_kept = connection is not None
         try:
             if connection is None:
@@ -282,11 +335,16 @@ class Connections:
                 since, connection = kept.pop()
             except IndexError:  # another was quicker
                 break
-            if connection.sock is not None and not _has_news(connection.sock):
+            idle = time.monotonic() - since
+            if idle > MAX_IDLE_SECONDS:  # and so have those before it
+                connection.close()
+                _close_all(kept)
+            elif connection.sock is not None and not _has_news(connection.sock):
                 return connection
-            connection.close()
-            if time.monotonic() - since < _SOON:
-                self._be_wary(host)
+            else:
+                connection.close()
+                if idle < _SOON:
+                    self._be_wary(host)
         return None
 
     def _be_wary(self, host: _Host) -> None:

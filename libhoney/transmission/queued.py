@@ -424,10 +424,13 @@ class QueuedTransmission:
         if delivery.started is None:
             delivery.started = time.monotonic()
         body = delivery.body(self._compression)
+        self._count_request(body)
+        return body, self._headers(delivery.batch)
+
+    def _count_request(self, body: bytes) -> None:
         with self._lock:
             self._counts["batches"] += 1
             self._counts["bytes"] += len(body)
-        return body, self._headers(delivery.batch)
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Send what waits and wait for the answers, at most `timeout` seconds.

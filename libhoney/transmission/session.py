@@ -48,9 +48,22 @@ class Session:
         self, url: str, headers: Mapping[str, str], body: bytes, current: direct.Exchange
     ) -> tuple[int, Mapping[str, str], bytes]:
         """Return an answer's status, headers and body; raise what `requests` raises."""
+        direct.exchange.set(current)
+        try:
+            return self._post_once(url, headers, body, current)
+        except requests.Timeout:
+            raise
+        except PASSING:
+            if not current.restart():
+                raise
+        self._session.close()  # its idle connections are likely to be lost as well
+        return self._post_once(url, headers, body, current)
+
+    def _post_once(
+        self, url: str, headers: Mapping[str, str], body: bytes, current: direct.Exchange
+    ) -> tuple[int, Mapping[str, str], bytes]:
         request = requests.Request("POST", url, headers=headers, data=body).prepare()
         request.url = url  # as it is encoded: a dataset of dots stays a segment
-        direct.exchange.set(current)
         answer = self._session.get_adapter(url).send(
             request, stream=True, timeout=current.timeout, **self._settings_for(url)
         )
@@ -92,7 +105,17 @@ def _use_our_connections(manager: Any) -> None:
 
 def _ours(pool: Any) -> Any:
     connection = type(pool.ConnectionCls.__name__, (Exchanging, pool.ConnectionCls), {})
-    return type(pool.__name__, (pool,), {"ConnectionCls": connection})
+    return type(pool.__name__, (_Pool, pool), {"ConnectionCls": connection})
+
+
+class _Pool:
+    """What is mixed into a pool of connections: none that was idle for too long is used again."""
+
+    def _get_conn(self, *args: Any, **kwargs: Any) -> Any:
+        connection = super()._get_conn(*args, **kwargs)  # type: ignore[misc]
+        if connection.has_idled():
+            connection.close()
+        return connection
 
 
 class _Adapter(HTTPAdapter):

@@ -258,8 +258,13 @@ class Transmission(QueuedTransmission):
     def _attempt(self, delivery: Delivery, deadline: float = math.inf) -> None:
         """Post once, and do what follows."""
         delay: float | None
+        request_body = b""
+        may_repeat = delivery.may_repeat
         try:
-            status, headers, body = self._poster.post(delivery, *self._request(delivery), deadline)
+            request_body, request_headers = self._request(delivery)
+            status, headers, body = self._poster.post(
+                delivery, request_body, request_headers, deadline
+            )
             delay = delivery.answered(status, headers, body)
         except Exception as error:
             delay = delivery.failed(self._describe(error, delivery.batch), _may_pass(error))
@@ -268,6 +273,8 @@ class Transmission(QueuedTransmission):
             self._conclude(delivery, None if delivery.is_over else 0.0)
             raise
         finally:
+            if delivery.may_repeat != may_repeat:  # it was posted twice
+                self._count_request(request_body)
             with self._lock:
                 begun = self._begun.pop(delivery, None)
                 if begun is not None:
@@ -320,7 +327,7 @@ class Poster:
         """
         direct = _import_direct()
         timeout = min(HTTP_TIMEOUT, max(0.001, deadline - time.monotonic()))
-        exchange = direct.Exchange(timeout, deadline)
+        exchange = direct.Exchange(timeout, deadline, delivery.may_repeat)
         client = self._client(direct, delivery.url)
         self._exchanges.add(exchange)
         try:
@@ -329,6 +336,7 @@ class Poster:
         finally:
             self._exchanges.discard(exchange)
             exchange.connection = None
+            delivery.may_repeat = exchange.may_repeat
             if exchange.is_sent:
                 delivery.was_sent()
 

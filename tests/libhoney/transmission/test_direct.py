@@ -17,8 +17,10 @@ import requests
 import responses as responses_library
 import wrapt
 
+import beeline
+from beeline.middleware.awslambda import beeline_wrapper
 from libhoney.transmission import direct
-from tests.libhoney.conftest import MakeClient, RunProgram
+from tests.libhoney.conftest import KEY, MakeClient, RunProgram
 from tests.libhoney.support import answers, send
 from tests.receiver import Answer, Receiver, _close_by_reset, make_certificate
 
@@ -164,6 +166,108 @@ def test_a_connection_that_the_server_closed_is_not_used_again(
         assert kept == []
     assert connections(receiver) == [1, 2, 3, 4]
     assert client.xmit.stats["retried"] == 0
+
+
+@pytest.mark.parametrize("proxies", [{}, {"ftp": "http://proxy"}], ids=["direct", "requests"])
+@pytest.mark.parametrize("close", ["before", "taken", "during-read"])
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_request_lost_on_a_reused_connection_is_repeated_at_once(
+    make_client: MakeClient,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    tls: bool,
+    close: Any,
+    proxies: dict[str, str],
+) -> None:
+    """On a new one, as after an idle time in which a load balancer has forgotten it."""
+    certificate = make_certificate(tmp_path) if tls else None
+    if certificate is not None:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    with Receiver(certificate=certificate) as receiver:
+        receiver.order(Answer(), Answer(close=close))
+        client = make_client(api_host=receiver.url, max_concurrent_batches=1, proxies=proxies)
+        send(client, "first")
+        assert client.flush()
+        send(client, "second")
+        assert client.flush(2)
+        names = [event.data["name"] for event in receiver.events]
+    assert names == ["first", *["second"] * (2 if close == "taken" else 1)]
+    assert connections(receiver) == [1, 1, 2]
+    assert [one["status_code"] for one in answers(client)] == [202, 202]
+    assert client.xmit.stats["retried"] == 0
+    assert client.xmit.stats["batches"] == 3
+
+
+@pytest.mark.parametrize("proxies", [{}, {"ftp": "http://proxy"}], ids=["direct", "requests"])
+@pytest.mark.usefixtures("quick_retries")
+def test_repeated_request_does_not_count_as_an_attempt_without_a_response(
+    receiver: Receiver, make_client: MakeClient, proxies: dict[str, str]
+) -> None:
+    """It is repeated once. Two more are made whose response is lost, and then none."""
+    client = make_client(max_concurrent_batches=1, proxies=proxies)
+    send(client, "first")
+    assert client.flush()
+    receiver.always(Answer(close="before"))
+    send(client, "second")
+    assert not client.flush()
+    assert connections(receiver) == [1, 1, 2, 3]
+    assert client.xmit.stats["retried"] == 1
+
+
+@pytest.mark.parametrize("proxies", [{}, {"ftp": "http://proxy"}], ids=["direct", "requests"])
+@pytest.mark.parametrize(
+    "answer", [Answer(close="halfway"), Answer(hang=True)], ids=["some of it", "none in time"]
+)
+@pytest.mark.usefixtures("quick_retries")
+def test_request_whose_response_began_or_is_late_is_not_repeated_at_once(
+    receiver: Receiver,
+    make_client: MakeClient,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: Answer,
+    proxies: dict[str, str],
+) -> None:
+    """The server is there, and has the request: it counts as an attempt without a response."""
+    monkeypatch.setattr("libhoney.transmission.threaded.HTTP_TIMEOUT", 0.3)
+    client = make_client(max_concurrent_batches=1, proxies=proxies)
+    send(client, "first")
+    assert client.flush()
+    receiver.order(answer)
+    send(client, "second")
+    assert client.flush()
+    assert len(receiver.requests) == 3
+    assert client.xmit.stats["retried"] == 1
+
+
+@pytest.mark.parametrize("proxies", [{}, {"ftp": "http://proxy"}], ids=["direct", "requests"])
+def test_connection_that_was_idle_for_long_is_not_used_again(
+    receiver: Receiver,
+    make_client: MakeClient,
+    monkeypatch: pytest.MonkeyPatch,
+    proxies: dict[str, str],
+) -> None:
+    """What lies between the two ends may have forgotten it without a word to either."""
+    assert direct.MAX_IDLE_SECONDS == 30
+    client = make_client(max_concurrent_batches=1, proxies=proxies)
+    for _ in range(2):
+        send(client, "soon")
+        assert client.flush()
+    monkeypatch.setattr(direct, "MAX_IDLE_SECONDS", 0.0)
+    send(client, "late")
+    assert client.flush()
+    assert connections(receiver) == [1, 1, 2]
+
+
+def test_lambda_invocation_on_a_forgotten_connection_delivers_in_its_time(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one does not wait for a retry, nor leave with its event undelivered."""
+    receiver.order(Answer(), Answer(close="during-read"))
+    beeline.init(writekey=KEY, service_name="shop", dataset="d", api_host=receiver.url)
+    handler = beeline_wrapper(lambda event, context: "ok")
+    for number in range(1, 3):
+        assert handler({}, None) == "ok"
+        assert len(receiver.events) == number
+    assert len(receiver.requests) == 3
 
 
 def test_a_connection_whose_end_is_announced_is_not_kept(
