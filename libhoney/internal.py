@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from time import monotonic
+
+from libhoney.clock import monotonic
 
 # Nothing is imported for types at run time: `typing`, and with it `re`, costs as much as all of
 # this library. Type checkers know this constant.

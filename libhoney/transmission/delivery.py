@@ -229,7 +229,10 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         else:
             from email.utils import parsedate_to_datetime
 
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+            # By the server's own clock: ours may differ, or be frozen in a test.
+            date = headers.get("Date")
+            now = parsedate_to_datetime(date).timestamp() if date else time.time()
+            seconds = parsedate_to_datetime(value).timestamp() - now
     except (ValueError, TypeError, OverflowError):
         return None
     return min(max(seconds, 0.0), MAX_RETRY_AFTER)

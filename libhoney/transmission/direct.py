@@ -14,7 +14,6 @@ import select
 import socket
 import ssl
 import sys
-import time
 from collections.abc import Mapping
 from contextvars import ContextVar
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
@@ -22,6 +21,7 @@ from types import FunctionType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from libhoney.clock import monotonic
 from libhoney.transmission import lifecycle
 from libhoney.transmission.delivery import MAX_ANSWER_BYTES
 
@@ -102,7 +102,7 @@ class Exchange:
         connection was most likely lost while it was idle. The server may have handled the request
         all the same, and gets it twice then, as with other clients that do this.
         """
-        remaining = self.deadline - time.monotonic()
+        remaining = self.deadline - monotonic()
         may_repeat = self.may_repeat and self.is_reused and not self.has_response
         if not may_repeat or self.is_abandoned or remaining <= 0:
             return False
@@ -137,7 +137,7 @@ class _Reader(io.RawIOBase):
         self._sock = sock
         self._raw = raw
         self._exchange = current
-        self._deadline = min(current.deadline, time.monotonic() + current.timeout)
+        self._deadline = min(current.deadline, monotonic() + current.timeout)
         self._usual = current.timeout
         self._timeout = sock.gettimeout()
 
@@ -145,7 +145,7 @@ class _Reader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> Any:
-        remaining = self._deadline - time.monotonic()
+        remaining = self._deadline - monotonic()
         if remaining <= 0:
             raise TimeoutError("the answer took too long")
         # Not for a hundredth of it: each call that lets others run may cost 5 ms beside a busy one.
@@ -198,7 +198,7 @@ class Exchanging:
 
     def has_idled(self) -> bool:
         """Return whether it was idle for too long to be used again."""
-        return self._used_at is not None and time.monotonic() - self._used_at > MAX_IDLE_SECONDS
+        return self._used_at is not None and monotonic() - self._used_at > MAX_IDLE_SECONDS
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         self._held = []
@@ -213,7 +213,7 @@ class Exchanging:
             raise ConnectionError("the process was forked meanwhile")
         current.is_reused = self.sock is not None and self._used_at is not None
         self.send(whole)
-        self._used_at = time.monotonic()
+        self._used_at = monotonic()
         current.is_sent = True  # where it raised, some part is missing
 
     def send(self, data: Any) -> None:
@@ -335,7 +335,7 @@ class Connections:
                 since, connection = kept.pop()
             except IndexError:  # another was quicker
                 break
-            idle = time.monotonic() - since
+            idle = monotonic() - since
             if idle > MAX_IDLE_SECONDS:  # and so have those before it
                 connection.close()
                 _close_all(kept)
@@ -350,11 +350,11 @@ class Connections:
     def _be_wary(self, host: _Host) -> None:
         if len(self._wary) > _MAX_HOSTS:
             self._wary.clear()
-        self._wary[host] = time.monotonic() + _WARY
+        self._wary[host] = monotonic() + _WARY
         _close_all(self._idle.get(host, []))
 
     def _keep(self, host: _Host, connection: Any) -> None:
-        now = time.monotonic()
+        now = monotonic()
         kept = self._idle.setdefault(host, [])
         if len(kept) < self._most and self._wary.get(host, 0.0) < now:
             kept.append((now, connection))

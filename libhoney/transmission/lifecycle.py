@@ -17,6 +17,7 @@ import time
 import weakref
 
 from libhoney._cpython import reentrant_lock
+from libhoney.clock import monotonic
 from libhoney.internal import get_logger, warn_once
 
 TYPE_CHECKING = False
@@ -198,7 +199,7 @@ def end_threads(threads: Iterable[threading.Thread], deadline: float) -> None:
     if _in_subinterpreter():
         for thread in threads:
             if thread is not threading.current_thread():
-                thread.join(max(0.0, deadline - time.monotonic()))
+                thread.join(max(0.0, deadline - monotonic()))
 
 
 def orjson_may_be_used() -> bool:
@@ -232,20 +233,20 @@ def _flush_all(**_: object) -> None:
     The bound is for all these times together.
     """
     global _exit_waited
-    started = time.monotonic()
+    started = monotonic()
     deadline = started + EXIT_TIMEOUT - _exit_waited
     transmissions = list(_transmissions)
     if len(transmissions) > 1:  # all at once, so that none waits for another's server
         for transmission in transmissions:
             _flush(transmission, 0.0)
     for transmission in transmissions:
-        _flush(transmission, max(0.0, deadline - time.monotonic()))
+        _flush(transmission, max(0.0, deadline - monotonic()))
     if transmissions and _in_subinterpreter():
         for transmission in transmissions:
             _close(transmission)
         ours = [one for one in threading.enumerate() if one.name.startswith("honeycomb-")]
-        end_threads(ours, time.monotonic() + _LAST_REQUESTS)
-    _exit_waited += time.monotonic() - started
+        end_threads(ours, monotonic() + _LAST_REQUESTS)
+    _exit_waited += monotonic() - started
 
 
 def _flush(transmission: Flushable, timeout: float) -> None:
@@ -464,13 +465,13 @@ def _flush_after(method: Any) -> Any:
 
 def _flush_job() -> None:
     """Deliver the events of a job whose process exits right after it; warn about lost ones."""
-    deadline = time.monotonic() + JOB_TIMEOUT
+    deadline = monotonic() + JOB_TIMEOUT
     transmissions = list(_transmissions)
     if len(transmissions) > 1:
         for transmission in transmissions:
             _flush(transmission, 0.0)
     for transmission in transmissions:
-        _flush(transmission, max(0.0, deadline - time.monotonic()))
+        _flush(transmission, max(0.0, deadline - monotonic()))
     pending = sum(map(_count_pending, transmissions))
     if pending > 0:
         warn_once(

@@ -11,7 +11,6 @@ import itertools
 import platform
 import queue
 import threading
-import time
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import partial
@@ -19,6 +18,7 @@ from threading import get_ident
 from typing import Any, Callable
 
 from libhoney._cpython import reentrant_lock
+from libhoney.clock import monotonic
 from libhoney.internal import (
     check_api_host,
     check_key,
@@ -149,7 +149,7 @@ class QueuedTransmission:
         self._untold_numbers = itertools.count()
         self._settled = threading.Condition(self._lock)
         self._batcher = Batcher(
-            time.monotonic, self._max_batch_size, self._send_frequency, self._max_pending
+            monotonic, self._max_batch_size, self._send_frequency, self._max_pending
         )
         self._deliveries: dict[Batch, Delivery] = {}
         # Those that wait for their next attempt, the first to be due first.
@@ -422,7 +422,7 @@ class QueuedTransmission:
         if check_key(to.writekey) != to.writekey:
             raise ValueError("the writekey has white space around it")
         if delivery.started is None:
-            delivery.started = time.monotonic()
+            delivery.started = monotonic()
         body = delivery.body(self._compression)
         self._count_request(body)
         return body, self._headers(delivery.batch)
@@ -468,7 +468,7 @@ class QueuedTransmission:
     def _take(self) -> Delivery | None:
         """Return a delivery whose next attempt is due. Called with the lock held."""
         self._take_all_in()
-        while self._waiting and self._waiting[0][0] <= time.monotonic():
+        while self._waiting and self._waiting[0][0] <= monotonic():
             delivery = heapq.heappop(self._waiting)[2]
             if self._deliveries.get(delivery.batch) is delivery:  # else `close` gave up on it
                 delivery.due = None
@@ -494,7 +494,7 @@ class QueuedTransmission:
             return
         with self._lock:
             if delivery.batch in self._deliveries:  # else `close` gave up on it
-                delivery.due = time.monotonic() + delay
+                delivery.due = monotonic() + delay
                 # Two may be due at one time, and cannot be compared themselves.
                 heapq.heappush(self._waiting, (delivery.due, id(delivery), delivery))
 
@@ -515,7 +515,7 @@ class QueuedTransmission:
             self._dropped.update(dropped)
             self._settlers.add(get_ident())
         started = delivery.started
-        duration = (time.monotonic() - started) * 1e3 if started is not None else 0.0
+        duration = (monotonic() - started) * 1e3 if started is not None else 0.0
         try:
             self._put_responses(delivery, duration)
         except Exception:  # the queue is the application's too
@@ -579,10 +579,10 @@ class QueuedTransmission:
             if self._block_on_response:
                 self._responses.lift_bound()  # `close` is not to wait for a reader
             self._give_up()
-            deadline = time.monotonic() + _SETTLE_TIMEOUT
+            deadline = monotonic() + _SETTLE_TIMEOUT
             with self._lock:  # None on the queue is to be the last
-                while self._settlers - {get_ident()} and time.monotonic() < deadline:
-                    self._settled.wait(deadline - time.monotonic())
+                while self._settlers - {get_ident()} and monotonic() < deadline:
+                    self._settled.wait(deadline - monotonic())
         finally:
             self._act(for_all=True)
             lifecycle.unregister(self)

@@ -6,9 +6,9 @@ import contextvars
 import math
 import sys
 import threading
-import time
 from typing import Any
 
+from libhoney.clock import monotonic
 from libhoney.transmission import lifecycle
 from libhoney.transmission.batching import Batch
 from libhoney.transmission.delivery import Delivery
@@ -71,7 +71,7 @@ class Transmission(QueuedTransmission):
         super().start()
 
     def _flush(self, timeout: float) -> bool:
-        deadline = time.monotonic() + timeout
+        deadline = monotonic() + timeout
         with self._lock:
             awaited = self._make_all_ready()
             unanswered = self._unanswered
@@ -83,12 +83,12 @@ class Transmission(QueuedTransmission):
             return True
         if not any(thread.is_alive() for thread in list(self._threads)):  # none starts at exit
             contextvars.Context().run(self._post_here, awaited, deadline)
-            if time.monotonic() >= deadline:
+            if monotonic() >= deadline:
                 return False
         settled = self._settled
         with settled:
             while not _are_settled(awaited):
-                remaining = deadline - time.monotonic()
+                remaining = deadline - monotonic()
                 # Under gevent, a greenlet that waits here is copied to a forked child as well.
                 if remaining <= 0 or self._settled is not settled:
                     break
@@ -102,19 +102,19 @@ class Transmission(QueuedTransmission):
         """
         if self._ended:
             return True
-        deadline = time.monotonic() + timeout
+        deadline = monotonic() + timeout
         answered = self.flush(timeout)
         with self._lock:
             self._take_all_in()
             self._closed = True
             self._settled.notify_all()
         # What other threads sent in the meantime.
-        answered = self.flush(max(0.0, deadline - time.monotonic())) and answered
+        answered = self.flush(max(0.0, deadline - monotonic())) and answered
         self._end()
         with self._lock:
             self._wake.notify_all()
             threads = list(self._threads)
-        lifecycle.end_threads(threads, max(deadline, time.monotonic() + 0.1))
+        lifecycle.end_threads(threads, max(deadline, monotonic() + 0.1))
         self._poster.close()
         return answered
 
@@ -210,7 +210,7 @@ class Transmission(QueuedTransmission):
                 delivery = self._take() if self._crowded_until() is None else None
                 due = self._next_turn()
                 if delivery is not None:
-                    self._begun[delivery] = time.monotonic()
+                    self._begun[delivery] = monotonic()
                     # Leave someone behind to keep time and to take the next one.
                     if not self._idle:
                         self._add_thread()
@@ -224,7 +224,7 @@ class Transmission(QueuedTransmission):
                 try:
                     if due is not None and keeps_time:
                         self._kept_due = due
-                        wake.wait(max(0.0, due - time.monotonic()))
+                        wake.wait(max(0.0, due - monotonic()))
                     else:
                         wake.wait()
                 finally:
@@ -247,7 +247,7 @@ class Transmission(QueuedTransmission):
         count = len(self._begun)
         if count < 2:
             return None
-        now = time.monotonic()
+        now = monotonic()
         took = max(self._took, now - min(self._begun.values()))
         since = self._batcher.waiting_since()
         waited = max(0.0, now - since) if since is not None else 0.0
@@ -278,13 +278,13 @@ class Transmission(QueuedTransmission):
             with self._lock:
                 begun = self._begun.pop(delivery, None)
                 if begun is not None:
-                    self._took = time.monotonic() - begun
+                    self._took = monotonic() - begun
         self._conclude(delivery, delay)
 
     def _post_here(self, awaited: list[Batch], deadline: float) -> None:
         """Post in the calling thread, for want of another, until `awaited` are settled."""
         while True:
-            remaining = deadline - time.monotonic()
+            remaining = deadline - monotonic()
             if remaining <= 0:
                 return
             with self._lock:
@@ -297,7 +297,8 @@ class Transmission(QueuedTransmission):
             elif due is None:
                 return
             else:
-                time.sleep(max(0.0, min(remaining, due - time.monotonic())))
+                with self._lock:
+                    self._settled.wait(max(0.0, min(remaining, due - monotonic())))
 
 
 def _are_settled(batches: list[Batch]) -> bool:
@@ -326,7 +327,7 @@ class Poster:
         until `deadline`, in monotonic seconds, where that is less.
         """
         direct = _import_direct()
-        timeout = min(HTTP_TIMEOUT, max(0.001, deadline - time.monotonic()))
+        timeout = min(HTTP_TIMEOUT, max(0.001, deadline - monotonic()))
         exchange = direct.Exchange(timeout, deadline, delivery.may_repeat)
         client = self._client(direct, delivery.url)
         self._exchanges.add(exchange)

@@ -8,7 +8,6 @@ import contextvars
 import functools
 import socket
 import threading
-import time
 import weakref
 from typing import Any, Callable
 
@@ -20,6 +19,7 @@ from tornado.netutil import Resolver
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 from tornado.tcpclient import TCPClient
 
+from libhoney.clock import monotonic
 from libhoney.internal import warn_once
 from libhoney.transmission import lifecycle
 from libhoney.transmission.batching import Batch
@@ -105,7 +105,7 @@ class TornadoTransmission(QueuedTransmission):
         return super().flush(timeout)
 
     def _flush(self, timeout: float) -> bool:
-        deadline = time.monotonic() + timeout
+        deadline = monotonic() + timeout
         with self._lock:
             awaited = set(self._make_all_ready())
             if awaited:
@@ -115,7 +115,7 @@ class TornadoTransmission(QueuedTransmission):
         while True:
             with self._lock:
                 awaited.intersection_update(self._batcher.unsettled())
-                remaining = deadline - time.monotonic()
+                remaining = deadline - monotonic()
                 if not awaited or remaining <= 0:
                     return not awaited and self._unanswered == unanswered
                 sender = self._sender
@@ -123,6 +123,8 @@ class TornadoTransmission(QueuedTransmission):
                     return False
                 idle = set() if self._may_wait() else self._not_under_way(awaited)
                 if not idle:
+                    if sender is not None:
+                        sender.wake()  # in tests with a frozen clock, its loop's timers stand still
                     self._settled.wait(min(remaining, _LOOK_AGAIN))
                     continue
             if not self._deliver_apart(idle, deadline):
@@ -143,17 +145,17 @@ class TornadoTransmission(QueuedTransmission):
         """
         if self._ended:
             return True
-        deadline = time.monotonic() + timeout
+        deadline = monotonic() + timeout
         answered = self.flush(timeout)
         with self._lock:
             self._take_all_in()
             self._closed = True
             self._settled.notify_all()
         # What other threads sent in the meantime.
-        answered = self.flush(max(0.0, deadline - time.monotonic())) and answered
+        answered = self.flush(max(0.0, deadline - monotonic())) and answered
         with self._lock:
             sender = self._sender
-            remaining = deadline - time.monotonic()
+            remaining = deadline - monotonic()
             if remaining > 0 and sender is not None and sender.is_stuck() and sender.under_way:
                 self._ends_late = True
                 sender.loop.call_later(remaining, self._end_late, context=contextvars.Context())
@@ -242,7 +244,7 @@ class TornadoTransmission(QueuedTransmission):
             except RuntimeError as error:  # no more threads
                 failures.append(error)
             else:
-                thread.join(max(0.0, deadline - time.monotonic()) + _LOOK_AGAIN)
+                thread.join(max(0.0, deadline - monotonic()) + _LOOK_AGAIN)
         with self._lock:
             self._notify()
         for failure in failures:
@@ -299,7 +301,7 @@ class _Sender:
         self._wanted = batches
         self._pump()
         while True:
-            remaining = deadline - time.monotonic()
+            remaining = deadline - monotonic()
             if remaining <= 0:
                 break
             if self._tasks:
@@ -320,7 +322,7 @@ class _Sender:
             due = transmission._next_due()
             if due is None or not transmission._not_under_way(batches):
                 return None
-            return max(0.0, due - time.monotonic())
+            return max(0.0, due - monotonic())
 
     def _call(self, callback: Callable[[], None]) -> bool:
         try:
@@ -367,7 +369,7 @@ class _Sender:
         due = self._transmission._next_due()
         if due is not None:
             self._timer = self.loop.call_later(
-                max(0.0, due - time.monotonic()), self._pump, context=contextvars.Context()
+                max(0.0, due - monotonic()), self._pump, context=contextvars.Context()
             )
 
     def _start(self, delivery: Delivery) -> None:
@@ -509,6 +511,13 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
+class _OwnLoop(asyncio.SelectorEventLoop):
+    """The one kind of loop that needs no thread on any platform; its timers never stand still."""
+
+    def time(self) -> float:
+        return monotonic()
+
+
 def _deliver_in_own_loop(
     transmission: TornadoTransmission, batches: set[Batch], deadline: float
 ) -> None:
@@ -526,7 +535,7 @@ def _deliver_in_own_loop(
         await asyncio.gather(*rest, return_exceptions=True)
         return IOLoop.current()
 
-    loop = asyncio.SelectorEventLoop()  # the one kind that needs no thread on any platform
+    loop = _OwnLoop()
     with contextlib.closing(loop):
         io_loop = loop.run_until_complete(deliver())
         io_loop.close(all_fds=True)

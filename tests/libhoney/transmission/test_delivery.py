@@ -247,6 +247,15 @@ def test_retry_after_is_obeyed_up_to_a_bound(
     assert least <= delay <= most
 
 
+def test_retry_after_a_date_is_counted_from_the_servers_date() -> None:
+    """Whatever the time is here."""
+    headers = {
+        "Date": "Mon, 01 Jan 2024 00:00:00 GMT",
+        "Retry-After": "Mon, 01 Jan 2024 00:00:20 GMT",
+    }
+    assert delivery().answered(429, headers, b"") == 20.0
+
+
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
