@@ -128,9 +128,12 @@ class QueuedTransmission:
             f"libhoney-py/{VERSION} {self._user_agent_part}{addition}"
             f"python/{platform.python_version()}"
         )
-        self._responses = ResponseQueue(max_responses)
+        self._responses = self._make_response_queue(max_responses)
         self._closed = self._ended = False
         self._make_state()
+
+    def _make_response_queue(self, max_responses: int) -> ResponseQueue:
+        return ResponseQueue(max_responses)
 
     def _make_state(self) -> None:
         """Make all that must not be shared with a parent process."""

@@ -33,6 +33,7 @@ except ImportError:  # there is none on Windows
 
 from libhoney import Client
 from libhoney.transmission import Transmission, delivery, threaded
+from tests.libhoney.support import next_on
 from tests.receiver import Answer, Receiver, make_certificate
 
 KINDS = ("Transmission", "TornadoTransmission")
@@ -603,7 +604,7 @@ def _collect(
     """Take responses from the queue for at most `patience` seconds without one."""
     while go_on():
         try:
-            one = responses.get(timeout=patience) if patience else responses.get_nowait()
+            one = next_on(responses, patience) if patience else responses.get_nowait()
         except queue.Empty:
             return
         if one is not None:

@@ -82,9 +82,16 @@ class Told:
             self.sent += 1
             return next(self._numbers)
 
-    def read(self, responses: queue.Queue[Any]) -> None:
+    def read(self, responses: Any) -> None:
         """Take responses from a queue until the None that ends it."""
+        if not isinstance(responses, queue.Queue):
+            asyncio.run(self._read(responses))
+            return
         while (one := responses.get()) is not None:
+            self.take(one)
+
+    async def _read(self, responses: Any) -> None:
+        while (one := await responses.get()) is not None:
             self.take(one)
 
     def take(self, one: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ from libhoney.transmission import FileTransmission, TornadoTransmission, Transmi
 from libhoney.transmission.batching import MAX_PENDING_BYTES
 from libhoney.transmission.encoding import SEPARATOR, encode_event
 from tests.libhoney.conftest import KEY
-from tests.libhoney.support import answers, in_thread, send
+from tests.libhoney.support import answers, in_thread, next_on, queued_on, send
 from tests.receiver import Answer, Receiver
 
 HANG = Answer(hang=True)
@@ -242,7 +242,7 @@ def test_a_reader_of_responses_may_be_interrupted_by_one_who_sends(
         send(client, "handler's")
     dropper.join(LONG)
     # Another thread may have it in hand to tell of them.
-    reports = [client.responses().get(timeout=LONG) for _ in range(2)]
+    reports = [next_on(client.responses(), LONG) for _ in range(2)]
     assert {one["metadata"]: one["error"] for one in reports} == {
         "dropped": OVERFLOW,
         "handler's": OVERFLOW,
@@ -349,7 +349,7 @@ def test_what_a_sender_was_made_to_refuse_is_told_before_it_waits(
 
     monkeypatch.setattr(batcher, "take", take_and_destroy)
     send(client, "one")
-    found = [client.responses().get(timeout=LONG)["metadata"] for _ in range(2)]
+    found = [next_on(client.responses(), LONG)["metadata"] for _ in range(2)]
     assert sorted(found) == ["one", "unencodable"]
     client.close()
 
@@ -397,7 +397,7 @@ def test_full_response_queue_harms_no_event(receiver: Receiver, make: Make, wait
     found: dict[Any, str | None] = {}
     ends = 0
     while not ends or len(found) < 40:
-        one = client.responses().get(timeout=LONG)
+        one = next_on(client.responses(), LONG)
         if one is None:
             ends += 1
         else:
@@ -434,7 +434,7 @@ def test_flush_and_close_from_many_threads(receiver: Receiver, make: Make) -> No
         close,
     )
     assert all(isinstance(result, bool) for result in results[-2:])
-    responses = list(client.responses().queue)
+    responses = queued_on(client.responses())
     end = responses.index(None)
     assert {one["error"] for one in responses[end + 1 :]} <= {CLOSED}
     found = told(client)
@@ -523,7 +523,7 @@ def in_log_handler(client: Client, call: Callable[[], None]) -> None:
         event.add_metadata("event")
         event.api_host = "http://127.0.0.1:0/"  # refused, and warned of, by who posts
         event.send()
-        wait_until(lambda: len(client.responses().queue) >= 2)
+        wait_until(lambda: client.responses().qsize() >= 2)
     finally:
         logger.removeHandler(handler)
 
@@ -575,7 +575,7 @@ def test_flush_and_close_in_a_hook(
     client.add_dynamic_field(lambda: None)
     send(client, "after")
     client.flush(LONG)
-    wait_until(lambda: len([one for one in list(client.responses().queue) if one]) >= 3)
+    wait_until(lambda: len([one for one in queued_on(client.responses()) if one]) >= 3)
     found = told(client)
     assert found.keys() == {"before", "event", "after"}
     assert found["after"] == (CLOSED if verb == "close" else None)

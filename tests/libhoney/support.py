@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
+from datetime import timedelta
 from typing import Any, Callable
 
 from libhoney import Client, Event
@@ -30,9 +32,36 @@ def answers(client: Client) -> list[dict[str, Any]]:
             found.append(one)
 
 
+def next_on(responses: Any, timeout: float = 10.0) -> Any:
+    """Wait for what comes next on a queue, also on one of Tornado's, in a thread without a loop.
+
+    Raise `queue.Empty` after `timeout` seconds.
+    """
+    if isinstance(responses, queue.Queue):
+        return responses.get(timeout=timeout)
+    from tornado.util import TimeoutError as TornadoTimeoutError
+
+    async def wait() -> Any:
+        return await responses.get(timedelta(seconds=timeout))
+
+    try:
+        return responses.get_nowait()
+    except queue.Empty:
+        pass
+    try:
+        return asyncio.run(wait())
+    except TornadoTimeoutError:
+        raise queue.Empty from None
+
+
+def queued_on(responses: Any) -> list[Any]:
+    """Return what is on a queue and leave it there."""
+    return list(responses.queue if isinstance(responses, queue.Queue) else responses._queue)
+
+
 def answer_to(client: Client, timeout: float = 10.0) -> dict[str, Any]:
     """Wait for one response."""
-    one = client.responses().get(timeout=timeout)
+    one = next_on(client.responses(), timeout)
     assert isinstance(one, dict)
     return one
 

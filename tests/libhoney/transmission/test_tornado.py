@@ -21,14 +21,19 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+import tornado.gen
 import tornado.httpclient
 import tornado.httpserver
+import tornado.ioloop
+import tornado.queues
 import tornado.testing
+import tornado.util
 import tornado.web
 
 from libhoney import Client
 from libhoney.transmission import TornadoTransmission
 from libhoney.version import VERSION
+from tests.libhoney.support import queued_on
 from tests.receiver import ZSTD, Answer, Receiver
 
 ROOT = Path(__file__).parents[3]
@@ -70,7 +75,7 @@ async def off_loop(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 async def next_response(client: Client) -> Any:
-    return await off_loop(client.responses().get, True, 10)
+    return await client.responses().get(timedelta(seconds=10))
 
 
 def all_responses(client: Client) -> list[Any]:
@@ -83,6 +88,125 @@ def all_responses(client: Client) -> list[Any]:
             return responses
         if response is not None:
             responses.append(response)
+
+
+# The response queue
+
+
+def test_response_queue_is_one_of_tornados(receiver: Receiver, make: Make) -> None:
+    """Awaiting `get()` lets the loop go on, in native coroutines and in Tornado's."""
+    client = make()
+    responses: Any = client.responses()
+    assert isinstance(responses, tornado.queues.Queue)
+
+    @tornado.gen.coroutine
+    def main() -> Iterator[Any]:
+        waiting = responses.get()
+        send(client, "a", "b")
+        first = yield waiting
+        second = yield responses.get()
+        raise tornado.gen.Return([first["metadata"], second["metadata"]])
+
+    assert sorted(tornado.ioloop.IOLoop().run_sync(main)) == ["a", "b"]
+
+
+def test_response_queue_serves_whoever_waits_until_the_none_of_close(
+    receiver: Receiver, make: Make
+) -> None:
+    """`async for` too; first come, first served."""
+    client = make()
+    responses: Any = client.responses()
+
+    async def main() -> list[Any]:
+        readers = [asyncio.ensure_future(responses.get()) for _ in range(3)]
+        await asyncio.sleep(0)
+        send(client, *range(5))
+        found = [one["metadata"] for one in await asyncio.gather(*readers)]
+        assert await off_loop(client.close)
+        async for one in responses:
+            if one is None:
+                return found
+            found.append(one["metadata"])
+        return []
+
+    assert asyncio.run(main()) == list(range(5))
+
+
+def test_response_queue_reads_without_waiting_as_others_do(receiver: Receiver, make: Make) -> None:
+    """In a program without a loop; what it raises is Tornado's and the standard library's."""
+    client = make(max_responses=2)
+    responses: Any = client.responses()
+    assert responses.maxsize == 2
+    for kind in (queue.Empty, tornado.queues.QueueEmpty):
+        with pytest.raises(kind):
+            responses.get_nowait()
+    send(client, "a", "b", "c")
+    assert client.flush()
+    assert (responses.qsize(), responses.empty(), responses.full()) == (2, False, True)
+    for kind in (queue.Full, tornado.queues.QueueFull):
+        with pytest.raises(kind):
+            responses.put_nowait("more")
+    assert [responses.get_nowait()["metadata"] for _ in range(2)] == ["a", "b"]
+    assert client.xmit.stats["sent"] == 3
+    assert client.close()
+    assert responses.get_nowait() is None
+
+
+def test_response_queue_can_be_asked_before_its_loop_runs(receiver: Receiver, make: Make) -> None:
+    """And by one loop after the other, with those that gave up or ended in between."""
+    client = make()
+    responses: Any = client.responses()
+
+    async def give_up() -> None:
+        with pytest.raises(tornado.util.TimeoutError):
+            await responses.get(timedelta(seconds=0.01))
+        with pytest.raises(tornado.util.TimeoutError):
+            await responses.get(tornado.ioloop.IOLoop.current().time() + 0.01)
+        waiting = asyncio.ensure_future(responses.get())
+        await asyncio.sleep(0)
+        assert not waiting.done()  # until it is cancelled, when the loop ends
+
+    asyncio.run(give_up())
+    for name in "ab":
+        send(client, name)
+        loop = asyncio.new_event_loop()
+        asked = responses.get()
+        assert client.flush()
+        assert loop.run_until_complete(asked)["metadata"] == name
+        abandoned = loop.create_task(responses.get())
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+        del abandoned
+
+
+def test_responses_from_other_threads_wake_readers_on_every_loop(make: Make) -> None:
+    """Events that are dropped have theirs put by the thread that sent them."""
+    client = make(max_pending=1, max_responses=0)
+    client.close()
+    assert client.responses().get_nowait() is None
+    count, readers = 200, 3
+    found: list[Any] = []
+
+    async def read() -> None:
+        responses: Any = client.responses()
+        while (one := await responses.get()) is not None:
+            found.append(one["metadata"])
+
+    threads = [threading.Thread(target=asyncio.run, args=(read(),)) for _ in range(readers)]
+    senders = [
+        threading.Thread(target=send, args=(client, *range(start, start + count)))
+        for start in range(0, 4 * count, count)
+    ]
+    for thread in [*threads, *senders]:
+        thread.start()
+    for thread in senders:
+        thread.join()
+    for _ in threads:
+        client.responses().put_nowait(None)
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert sorted(found) == list(range(4 * count))
 
 
 # Delivery on a running loop
@@ -714,7 +838,7 @@ def test_what_close_left_to_a_loop_that_ends_is_delivered_by_the_next_close(
 
     assert not asyncio.run(main())
     assert client.close()
-    assert [r and r["status_code"] for r in client.responses().queue] == [202, None]
+    assert [r and r["status_code"] for r in queued_on(client.responses())] == [202, None]
 
 
 def test_it_can_be_started_again(receiver: Receiver, make: Make) -> None:
