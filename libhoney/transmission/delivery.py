@@ -98,8 +98,8 @@ class Delivery:
         """Take the server's answer; return the seconds until the next attempt, None for none."""
         self._is_sent = False
         if status in (200, 202):
-            self._each_answered(status, body)
-            return self._next_attempt(_retry_after(headers))
+            made_progress = self._each_answered(status, body)
+            return self._next_attempt(_retry_after(headers), made_progress=made_progress)
         words = body[:_MAX_WORDS].decode("utf-8", "replace")
         self._all(Outcome(status, words, _reason(body) or words or f"HTTP status {status}"))
         if not _worth_retrying(status):
@@ -160,12 +160,13 @@ class Delivery:
         for index in self._outstanding:
             self.outcomes[index] = outcome
 
-    def _each_answered(self, status: int, body: bytes) -> None:
+    def _each_answered(self, status: int, body: bytes) -> bool:
+        """Take the result of each event; return whether any was accepted."""
         count = len(self._outstanding)
         if body.count(_TAKEN) == count and len(body) == count * (len(_TAKEN) + 1) + 1:
             self._all(_ACCEPTED)  # the usual answer, without a look at each entry
             self._outstanding = []
-            return
+            return True
         try:
             entries = loads(body)
         except (ValueError, RecursionError):
@@ -176,12 +177,14 @@ class Delivery:
             self._all(Outcome(status, words, "the answer does not tell what became of this event"))
         if not isinstance(entries, list):
             self._outstanding = []
-            return
+            return False
         again = []
+        any_accepted = False
         for index, entry in zip(self._outstanding, entries):
             event_status = entry.get("status") if isinstance(entry, dict) else None
             if event_status == 202:
                 self.outcomes[index] = _ACCEPTED
+                any_accepted = True
             elif type(event_status) is not int or not 100 <= event_status < 600:
                 words = words or body[:_MAX_WORDS].decode("utf-8", "replace")
                 self.outcomes[index] = Outcome(
@@ -195,13 +198,19 @@ class Delivery:
                 if _worth_retrying(event_status):
                     again.append(index)
         self._outstanding = again
+        return any_accepted
 
-    def _next_attempt(self, asked: float | None, least_step: int = 0) -> float | None:
-        if not self._outstanding or self._attempts >= len(RETRY_DELAYS):
+    def _next_attempt(
+        self, asked: float | None, least_step: int = 0, made_progress: bool = False
+    ) -> float | None:
+        # An attempt that made progress neither counts nor lengthens the delay: else a large batch
+        # would run out of attempts at a server whose queue is small, where small batches do not.
+        attempts = self._attempts - 1 if made_progress else self._attempts
+        if not self._outstanding or attempts >= len(RETRY_DELAYS) or not RETRY_DELAYS:
             return None
-        step = min(max(self._attempts, least_step), len(RETRY_DELAYS) - 1)
+        step = min(max(attempts, least_step, 0), len(RETRY_DELAYS) - 1)
         delay = RETRY_DELAYS[step] * _random.uniform(0.5, 1.0)
-        self._attempts += 1
+        self._attempts = max(attempts + 1, 0)
         self.retried += len(self._outstanding)
         return delay if asked is None else max(delay, asked)
 

@@ -27,6 +27,7 @@ from libhoney.transmission.encoding import SEPARATOR, compression_named
 from tests.receiver import ZSTD
 
 ALL_WELL = b'[{"status":202},{"status":202},{"status":202}]'
+BUSY = {"status": 429}
 DATASETS = [
     "plain",
     "//host/x",
@@ -137,6 +138,36 @@ def test_single_events_that_may_pass_are_retried_alone() -> None:
     assert one.answered(200, {}, ALL_WELL) is None
     assert statuses(one) == [202, 202, 400, 202, 202]
     assert one.outcomes[2].error == "e400"
+
+
+def test_attempt_that_made_progress_neither_counts_nor_lengthens_the_delay() -> None:
+    """As with a server whose queue takes one event at a time."""
+    one = delivery(50)
+
+    def take_one() -> float:
+        count = one.body().count(b",") + 1
+        delay = one.answered(200, {}, json.dumps([{"status": 202}, *[BUSY] * (count - 1)]).encode())
+        assert delay is not None
+        return delay
+
+    for _ in range(20):
+        assert take_one() <= RETRY_DELAYS[0]
+    for step in range(len(RETRY_DELAYS)):
+        delay = one.answered(429, {}, b"")
+        assert delay is not None
+        assert RETRY_DELAYS[step] / 2 <= delay <= RETRY_DELAYS[step]
+        assert RETRY_DELAYS[step] / 2 <= take_one() <= RETRY_DELAYS[step]
+    assert one.answered(429, {}, b"") is None
+    assert statuses(one) == [202] * 32 + [429] * 18
+
+
+def test_attempt_after_which_events_are_refused_for_good_is_no_progress() -> None:
+    """It counts as one that failed."""
+    one = delivery(20)
+    for count in range(20, 20 - len(RETRY_DELAYS), -1):
+        refused = [{"status": 400}, *[BUSY] * (count - 1)]
+        assert one.answered(200, {}, json.dumps(refused).encode()) is not None
+    assert one.answered(200, {}, json.dumps([BUSY] * 8).encode()) is None
 
 
 def test_retries_end_with_the_last_status_and_body() -> None:

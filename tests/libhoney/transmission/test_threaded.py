@@ -702,6 +702,21 @@ def test_hanging_request_is_given_up_and_tried_again(
 
 
 @pytest.mark.usefixtures("quick_retries")
+def test_large_batch_gets_through_the_small_queue_of_a_server(
+    receiver: Receiver, make_client: MakeClient
+) -> None:
+    """As twenty batches of 100 do, though it takes more requests than there are retries."""
+    receiver.always(Answer(statuses=[202] * 100 + [429] * 1900))
+    client = make_client(send_frequency=60, max_responses=0)
+    for number in range(2000):
+        send(client, number)
+    assert client.flush()
+    assert sorted(event.data["name"] for event in receiver.events) == list(range(2000))
+    assert {one["status_code"] for one in answers(client)} == {202}
+    assert batch_sizes(receiver) == list(range(2000, 0, -100))
+
+
+@pytest.mark.usefixtures("quick_retries")
 def test_retry_after_is_waited_for(receiver: Receiver, make_client: MakeClient) -> None:
     """A 429 with `Retry-After: 1` is tried again no sooner than after a second."""
     receiver.order(Answer(status=429, headers={"Retry-After": "1"}))
