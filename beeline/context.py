@@ -47,13 +47,27 @@ class Held:
         self._outside: tuple[Span | None, Any] | None = None
 
     def __enter__(self) -> None:
-        self._outside = (get_active(), self._outside)
-        set_active(self.span)
+        outside = get_active()
+        try:
+            self._outside = (outside, self._outside)
+            set_active(self.span)
+        except BaseException:  # from outside: nobody will leave the block
+            set_active(outside)
+            self._outside = self._outside[1] if self._outside is not None else None
+            raise
 
     def __exit__(self, *exc_info: object) -> None:
         if self._outside is not None:
             outside, self._outside = self._outside
-            self.span = get_active()
+            try:
+                self.span = get_active()
+            finally:
+                set_active(outside)
+
+    def leave(self) -> None:
+        """Undo what an interrupted `__exit__` left undone."""
+        while self._outside is not None:
+            outside, self._outside = self._outside
             set_active(outside)
 
 

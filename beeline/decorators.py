@@ -6,7 +6,8 @@ import functools
 from contextlib import nullcontext
 from contextvars import copy_context
 
-from beeline.context import Held, activate, get_active
+from beeline.context import Held, activate, get_active, set_active
+from libhoney.internal import never_began
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,20 +72,42 @@ def _traced_coroutine(fn: Callable[..., Any], open_span: Callable[[], Any]) -> C
 class _Suspended(Held):
     """A generator's span, active only while the generator runs."""
 
-    __slots__ = ("_scope",)
+    __slots__ = ("_scope", "is_open")
 
     def __init__(self, scope: Any) -> None:
+        super().__init__(None)
         self._scope = scope
+        self.is_open = False
+
+    def start(self) -> None:
         outside = get_active()
-        scope.__enter__()
-        super().__init__(activate(outside))
+        try:
+            self._scope.__enter__()
+            self.span = get_active()
+            self.is_open = True
+        except BaseException as error:
+            if get_active() is not outside:  # interrupted after it was entered
+                self._scope.__exit__(type(error), error, error.__traceback__)
+            raise
+        finally:
+            set_active(outside)
 
     def finish(self, error: BaseException | None) -> None:
-        with self:
-            if error is None:
-                self._scope.__exit__(None, None, None)
-            else:
-                self._scope.__exit__(type(error), error, error.__traceback__)
+        leave = self._scope.__exit__
+        is_left = False
+        try:
+            with self:
+                is_left = True
+                if error is None:
+                    leave(None, None, None)
+                else:
+                    leave(type(error), error, error.__traceback__)
+            self.is_open = False
+        except BaseException as raised:
+            self.is_open = not is_left or never_began(raised, leave)
+            raise
+        finally:
+            self.leave()
 
 
 def _traced_generator(fn: Callable[..., Any], open_span: Callable[[], Any]) -> Callable[..., Any]:
@@ -94,6 +117,7 @@ def _traced_generator(fn: Callable[..., Any], open_span: Callable[[], Any]) -> C
             return (yield from fn(*args, **kwargs))
         suspended = _Suspended(scope)
         try:
+            suspended.start()
             generator = fn(*args, **kwargs)
             sent = thrown = None
             while True:
@@ -112,13 +136,16 @@ def _traced_generator(fn: Callable[..., Any], open_span: Callable[[], Any]) -> C
                     raise
                 except BaseException as error:
                     thrown = error
+            suspended.finish(None)
+            return result
         except BaseException as error:
-            suspended.finish(error)
+            if suspended.is_open:
+                suspended.finish(error)
             raise
         finally:
             thrown = None  # its traceback holds this frame
-        suspended.finish(None)
-        return result
+            if suspended.is_open:  # it was interrupted at its entry
+                suspended.finish(None)
 
     return wrapper
 
@@ -129,6 +156,7 @@ def _traced_async_generator(
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
         suspended = _Suspended(open_span() or nullcontext())
         try:
+            suspended.start()
             generator = fn(*args, **kwargs)
             sent = thrown = None
             while True:
@@ -148,12 +176,15 @@ def _traced_async_generator(
                     raise
                 except BaseException as error:
                     thrown = error
+            suspended.finish(None)
         except BaseException as error:
-            suspended.finish(error)
+            if suspended.is_open:
+                suspended.finish(error)
             raise
         finally:
             thrown = None
-        suspended.finish(None)
+            if suspended.is_open:
+                suspended.finish(None)
 
     return wrapper
 

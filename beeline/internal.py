@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from libhoney.internal import warn_once
+import sys
+
+from libhoney.internal import is_interrupt, warn_once
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,10 +41,15 @@ def stringify_exception(e: BaseException) -> str:
     """Return an exception's text, whatever its `__str__` does."""
     try:
         return str(e)
-    except Exception:
+    except Exception as error:
+        if is_interrupt(error):
+            raise
         return "unable to decode exception"
 
 
 def warn_of_exception(message: str) -> None:
-    """Log the exception being handled, once for each message."""
+    """Log the exception being handled, once for each message; re-raise one from outside."""
+    error = sys.exc_info()[1]
+    if error is not None and is_interrupt(error):
+        raise error
     warn_once(LOGGER_NAME, message, message, exc_info=True)

@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote
 
 import beeline
 from beeline.internal import stringify_exception
+from libhoney.internal import is_interrupt
 
 _USER_INFO = re.compile(r"(?:(?<=//)|^)[^/?#]+@")
 # In a longer text, where e-mail addresses may stand: `//user:password@`, `'user:password@`, and
@@ -103,7 +104,9 @@ def exception_traceback(error: BaseException) -> str:
             lines = traceback.format_exception(
                 type(error), error, _last_frames(error.__traceback__), -_MAX_FRAMES
             )
-    except Exception:  # an exception of the user's own may do anything when it is looked at
+    except Exception as raised:  # a user-defined exception may do anything when it is read
+        if is_interrupt(raised):
+            raise
         innermost = _last_frames(BaseException.__getattribute__(error, "__traceback__"))
         lines = traceback.format_tb(innermost)
     text = _without_key(_without_details("".join(lines), error))
@@ -190,8 +193,9 @@ def _hiding_parameters(error: BaseException) -> Iterator[None]:
                 if isinstance(one, sqlalchemy.StatementError) and not one.hide_parameters:
                     one.hide_parameters = True
                     hidden.append(one)
-            except Exception:  # of the user's own
-                continue
+            except Exception as raised:  # by a user-defined exception
+                if is_interrupt(raised):
+                    raise
     try:
         yield
     finally:
@@ -214,8 +218,9 @@ def _without_details(text: str, error: BaseException) -> str:
                     text = _replace(text, whole, diagnostics.message_primary)
                 elif type(one).__module__.partition(".")[0] in _MYSQL_DRIVERS:
                     text = _replace(text, whole, _QUOTED.sub(f"'{MASK}'", whole))
-            except Exception:  # of the user's own
-                continue
+            except Exception as raised:  # by a user-defined exception
+                if is_interrupt(raised):
+                    raise
     return text
 
 
@@ -252,5 +257,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             of_group = getattr(one, "exceptions", None)
             if isinstance(of_group, (list, tuple)):
                 waiting += of_group
-        except Exception:  # of the user's own
-            continue
+        except Exception as raised:  # by a user-defined exception
+            if is_interrupt(raised):
+                raise

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from contextvars import ContextVar
 from time import perf_counter, time
+from weakref import ref
 
 from beeline import propagation
 from beeline.context import activate, get_active, set_active
@@ -15,7 +16,16 @@ from beeline.noop import NOOP_SPAN
 from beeline.propagation import PropagationContext, Request, honeycomb
 from libhoney import Client, Event
 from libhoney._cpython import reentrant_lock
-from libhoney.internal import DEBUG, describe, log, warn_once
+from libhoney.internal import (
+    DEBUG,
+    INTERRUPTED,
+    describe,
+    is_from_outside,
+    is_interrupt,
+    log,
+    never_began,
+    warn_once,
+)
 from libhoney.transmission import lifecycle
 
 TYPE_CHECKING = False
@@ -57,6 +67,10 @@ _MAX_DEPTH = 2000
 
 # Hooks that run inside one another: a hook may make spans, whose hooks may not do so for ever.
 _MAX_HOOKS = 2
+
+# How far `finish_span` came when it was interrupted.
+_BEGINNING, _ENDING, _IN_HOOKS, _HANDED_ON = range(4)
+_HOOK_INTERRUPTED = "event dropped; a hook was interrupted"
 
 # Not the thread's: greenlets share one.
 _hooks: ContextVar[int] = ContextVar("honeycomb_hooks", default=0)
@@ -175,6 +189,7 @@ class Span(Event):
         "_event",
         "_is_root",
         "_rollup_fields",
+        "_scope",
         "_started",
         "_unsent",
         "depth",
@@ -216,6 +231,7 @@ class Span(Event):
         self.finished = False
         self._unsent = True
         self._is_root = is_root
+        self._scope: ref[SpanScope] | None = None
         self._rollup_fields: defaultdict[str, float] | None = None
         if not isinstance(event, Span):  # of the user's own
             event._started = perf_counter()  # type: ignore[attr-defined]
@@ -281,14 +297,18 @@ class Span(Event):
         """Add a field to this span."""
         try:
             self._data[name] = value
-        except Exception:  # no name: it has no hash
+        except Exception as error:  # no name: it has no hash
+            if is_interrupt(error):
+                raise
             _warn_of_name("add_context_field", name)
 
     def remove_context_field(self, name: str) -> None:
         """Remove a field from this span, if it is there."""
         try:
             self._data.pop(name, None)
-        except Exception:
+        except Exception as error:
+            if is_interrupt(error):
+                raise
             _warn_of_name("remove_context_field", name)
 
 
@@ -298,7 +318,9 @@ def merge(fields: dict[str, Any], data: Any, where: str) -> None:
         if not isinstance(data, Mapping):
             raise TypeError(f"a dict is expected, not {type(data)}")
         fields.update(data)
-    except Exception as error:  # a mapping of the user's own may do anything
+    except Exception as error:  # a user-defined mapping may do anything
+        if is_interrupt(error):
+            raise
         warn_once(LOGGER_NAME, where, "%s: fields are left out: %r", where, error)
 
 
@@ -309,7 +331,7 @@ def _warn_of_name(where: str, name: object) -> None:
 class SpanScope:
     """`with tracer(name) as span:`, and `@tracer(name)` over a function."""
 
-    __slots__ = ("_name", "_parent_id", "_span", "_trace_id", "_tracer")
+    __slots__ = ("__weakref__", "_name", "_parent_id", "_span", "_trace_id", "_tracer")
 
     # Set by who makes it: with an `__init__` a span takes 3 % more.
     _tracer: Tracer
@@ -320,23 +342,50 @@ class SpanScope:
 
     def __enter__(self) -> Span:
         active = get_active()
-        if active is None or self._trace_id:
-            span = self._tracer.start_trace({"name": self._name}, self._trace_id, self._parent_id)
-        else:
-            parent_id = self._parent_id or active.id or None
-            span = self._tracer._open(active.trace, parent_id, None, active, False)
-            span._data["name"] = self._name
-        self._span = span
-        return span
+        if (
+            active is not None
+            and active._is_root
+            and active._scope is not None
+            and active._scope() is None
+        ):
+            active = self._tracer._leave_lost(active)
+        try:
+            if active is None or self._trace_id:
+                span = self._tracer.start_trace(
+                    {"name": self._name}, self._trace_id, self._parent_id
+                )
+                span._scope = ref(self)
+            else:
+                parent_id = self._parent_id or active.id or None
+                span = self._tracer._open(active.trace, parent_id, None, active, False)
+                span._data["name"] = self._name
+            self._span = span
+            return span
+        except BaseException:  # from outside: nobody will leave the block
+            set_active(active)
+            raise
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        try:
+            span = self._span
+            if error is not None:
+                record_exception(span, error)
+            if span._is_root:
+                self._tracer.finish_trace(span)
+            else:
+                self._tracer.finish_span(span)
+        except BaseException as raised:
+            if self._recover(raised):
+                raise
+
+    def _recover(self, raised: BaseException) -> bool:
+        """Finish the span, which was interrupted; return whether to re-raise."""
         span = self._span
-        if error is not None:
-            record_exception(span, error)
         if span._is_root:
             self._tracer.finish_trace(span)
         else:
             self._tracer.finish_span(span)
+        return self._tracer._is_to_raise(raised)
 
     def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function traced as `beeline.traced` does, by whichever Beeline there is then."""
@@ -371,8 +420,24 @@ def record_exception(span: Span, error: BaseException) -> None:
         fields["app.exception_type"] = str(type(error))
         fields["app.exception_string"] = exception_text(error)
         fields["app.exception_stacktrace"] = exception_traceback(error)
-    except Exception:  # an exception of the user's own may do anything when it is looked at
+    except Exception as raised:  # a user-defined exception may do anything when it is read
+        if is_interrupt(raised):
+            raise
         warn_once(LOGGER_NAME, "exception", "an exception's fields are missing", exc_info=True)
+
+
+class _EventDropped(Exception):
+    """An event is not to be sent, for the reason that the text gives."""
+
+
+def _enter_hook() -> int:
+    """Return how many hooks run around one that is about to."""
+    running = _hooks.get()
+    if running >= _MAX_HOOKS:
+        reason = "event dropped; made in a hook that ran for what a hook made"
+        warn_once(LOGGER_NAME, reason, "%s", reason)
+        raise _EventDropped(reason)
+    return running
 
 
 class Tracer:
@@ -433,6 +498,8 @@ class Tracer:
         try:
             own_id = str(trace_id) if trace_id else generate_trace_id()
         except Exception as error:
+            if is_interrupt(error):
+                raise
             warn_once(LOGGER_NAME, "trace_id", "trace_id is not used: %r", type(error))
             own_id = generate_trace_id()
         trace = Trace(own_id, dataset)
@@ -515,54 +582,99 @@ class Tracer:
         span.finished = False
         span._unsent = True
         span._is_root = is_root
+        span._scope = None
         span._rollup_fields = None
-        set_active(span)
+        try:
+            set_active(span)
+        except BaseException:  # from outside: nobody gets the span
+            set_active(span.previous)
+            raise
         return span
 
     def finish_span(self, span: Span | None) -> None:
         """Send a span, unless it was sent before; None is left alone."""
         if span is None:
             return
+        stage = _BEGINNING
         try:
-            if span.finished:  # perhaps elsewhere: here it ends now
+            try:
+                is_finished = span.finished  # perhaps elsewhere: here it ends now
+                if not is_finished:
+                    del span._unsent  # only one of two threads can
+                    stage = _ENDING
+            except Exception as error:
+                if is_interrupt(error):
+                    raise
+                if not issubclass(type(span), Span):
+                    _warn_of_span("finish_span", span)
+                    return
+                is_finished = True
+            if is_finished:
                 _step_out(span)
                 return
-            del span._unsent  # only one of two threads can
-        except Exception:
-            if issubclass(type(span), Span):
-                _step_out(span)
+            span.finished = True
+            event = span._event
+            if event is None:
+                event = span
+            fields = event._data
+            try:
+                fields["duration_ms"] = (perf_counter() - event._started) * 1e3  # type: ignore[attr-defined]
+            except AttributeError:  # an event that the user put there
+                pass
+            trace = span.trace
+            if trace.fields:
+                for name, value in trace.fields.copy().items():
+                    fields.setdefault(name, value)
+            if span._rollup_fields:
+                fields.update(span._rollup_fields)
+            if span._is_root and trace.rollup_fields:
+                fields.update(trace.rollup_fields)
+            if get_active() is span:
+                set_active(span.previous)
             else:
-                _warn_of_span("finish_span", span)
-            return
-        span.finished = True
-        event = span._event
-        if event is None:
-            event = span
-        fields = event._data
-        try:
-            fields["duration_ms"] = (perf_counter() - event._started) * 1e3  # type: ignore[attr-defined]
-        except AttributeError:  # an event that the user put there
-            pass
-        trace = span.trace
-        if trace.fields:
-            for name, value in trace.fields.copy().items():
-                fields.setdefault(name, value)
-        if span._rollup_fields:
-            fields.update(span._rollup_fields)
-        if span._is_root and trace.rollup_fields:
-            fields.update(trace.rollup_fields)
-        if get_active() is span:
-            set_active(span.previous)
-        else:
-            _step_out(span)
-        # Sampler, then presend, then away.
-        if self.sampler_hook is not None:
-            if not self._keep(self.sampler_hook, event):
+                _step_out(span)
+            # Sampler, then presend, then away.
+            stage = _IN_HOOKS
+            if self.sampler_hook is not None:
+                if not self._keep(self.sampler_hook, event):
+                    return
+            elif event.sample_rate != 1 and not trace.is_sampled(event.sample_rate):
                 return
-        elif event.sample_rate != 1 and not trace.is_sampled(event.sample_rate):
-            return
-        if self.presend_hook is None or self._prepare(self.presend_hook, event):
+            if self.presend_hook is not None:
+                self._prepare(self.presend_hook, event)
+            stage = _HANDED_ON
             self._client.send(event)
+        except _EventDropped as dropped:
+            self._client.send_dropped_response(span.event, str(dropped))
+        except BaseException as error:
+            if self._recover(span, stage, error):
+                raise
+
+    def _recover(self, span: Span, stage: int, error: BaseException) -> bool:
+        """Account for a span whose finishing was interrupted; return whether to re-raise."""
+        if stage <= _ENDING:
+            if stage == _ENDING:
+                span.finished = False
+                span._unsent = True
+            self.finish_span(span)
+        elif stage == _IN_HOOKS:
+            self._client.send_dropped_response(span.event, _HOOK_INTERRUPTED)
+        elif never_began(error, self._client.send):
+            self._client.send_dropped_response(span.event, INTERRUPTED)
+        return self._is_to_raise(error)
+
+    def _is_to_raise(self, error: BaseException) -> bool:
+        """Return whether an exception came from outside; log one of our own."""
+        if is_from_outside(error):
+            return True
+        warn_once(
+            LOGGER_NAME,
+            ("finish", type(error)),
+            "beeline: a span is not sent: finishing it raised %r",
+            error,
+            exc_info=True,
+        )
+        return False
 
     def finish_trace(self, span: Span | None) -> None:
         """Send a root span, after what is still open below it here."""
@@ -577,8 +689,11 @@ class Tracer:
             return
         try:
             self._close_open_children(span)
-        finally:  # a hook may be interrupted
             self.finish_span(span)
+        except BaseException:  # from outside
+            self.finish_span(span)
+            self.finish_open_spans(span.trace)
+            raise
         if self._client.debug:
             log(LOGGER_NAME, DEBUG, "trace %s finished", span.trace_id)
 
@@ -593,6 +708,17 @@ class Tracer:
             for span in left_open:
                 self.finish_span(span)
 
+    def _leave_lost(self, root: Span) -> Span | None:
+        """Finish a root whose block was left without `__exit__`; return the span active then.
+
+        From Python 3.11 on the interpreter looks for signals at the entry of each function, before
+        anything in it may catch what their handlers raise. So `__exit__` may end before it began:
+        after 8 % of such exceptions where spans do nothing else. A child is finished with its root.
+        """
+        if not root.finished:  # else this is work that outlives it
+            self.finish_trace(root)
+        return get_active()
+
     def finish_open_spans(self, trace: Trace) -> None:
         """Send the spans of a trace that are still open here, and leave it: its root was sent."""
         span = get_active()
@@ -603,40 +729,32 @@ class Tracer:
             span = around
 
     def _keep(self, hook: SamplerHook, event: Event) -> bool:
-        running = _hooks.get()
-        if running >= _MAX_HOOKS:
-            return self._drop_inside_hooks(event)
-        outside = _hooks.set(running + 1)
+        running = _enter_hook()
         try:
+            _hooks.set(running + 1)
             keep, rate = hook(event._data)
             if not keep:
                 return False
             event.sample_rate = max(1, int(rate))
             return True
-        except Exception:
+        except Exception as error:
+            if is_interrupt(error):
+                raise
             event.sample_rate = 1
             warn_once(
                 LOGGER_NAME, "sampler", "the sampler hook raised; the event is kept", exc_info=True
             )
             return True
-        except BaseException:  # such as a KeyboardInterrupt, which is not ours
-            self._client.send_dropped_response(event, "event dropped; sampler hook was ended")
-            raise
         finally:
-            _hooks.reset(outside)
+            _hooks.set(running)
 
-    def _prepare(self, hook: PresendHook, event: Event) -> bool:
-        running = _hooks.get()
-        if running >= _MAX_HOOKS:
-            return self._drop_inside_hooks(event)
-        outside = _hooks.set(running + 1)
+    def _prepare(self, hook: PresendHook, event: Event) -> None:
+        running = _enter_hook()
         try:
+            _hooks.set(running + 1)
             hook(event._data)
-            return True
-        except BaseException as error:
-            # It may hold what the hook was to take out.
-            self._client.send_dropped_response(event, "event dropped; presend hook raised")
-            if not isinstance(error, Exception):
+        except Exception as error:
+            if is_interrupt(error):
                 raise
             warn_once(
                 LOGGER_NAME,
@@ -644,28 +762,33 @@ class Tracer:
                 "the presend hook raised; the event is dropped",
                 exc_info=True,
             )
-            return False
+            # It may hold what the hook was to remove.
+            raise _EventDropped("event dropped; presend hook raised") from None
         finally:
-            _hooks.reset(outside)
-
-    def _drop_inside_hooks(self, event: Event) -> bool:
-        reason = "event dropped; made in a hook that ran for what a hook made"
-        self._client.send_dropped_response(event, reason)
-        warn_once(LOGGER_NAME, reason, "%s", reason)
-        return False
+            _hooks.set(running)
 
     def send_event(self, event: Event, trace: Trace | None = None) -> None:
         """Send an event that is no span through the hooks; one of a trace is sampled with it."""
-        if self.sampler_hook is not None:
-            if not self._keep(self.sampler_hook, event):
+        is_handed_on = False
+        try:
+            if self.sampler_hook is not None:
+                if not self._keep(self.sampler_hook, event):
+                    return
+            elif trace is not None and not trace.is_sampled(event.sample_rate):
                 return
-        elif trace is not None and not trace.is_sampled(event.sample_rate):
-            return
-        if self.presend_hook is None or self._prepare(self.presend_hook, event):
+            if self.presend_hook is not None:
+                self._prepare(self.presend_hook, event)
+            is_handed_on = True
             if self.sampler_hook is not None or trace is not None:
                 event.send_presampled()
             else:
                 event.send()
+        except _EventDropped as dropped:
+            self._client.send_dropped_response(event, str(dropped))
+        except BaseException:
+            if not is_handed_on:
+                self._client.send_dropped_response(event, _HOOK_INTERRUPTED)
+            raise
 
     def add_link(self, span: Span, context: PropagationContext) -> None:
         """Send a link from a span to the span of another trace that `context` tells of."""
@@ -687,6 +810,11 @@ class Tracer:
 
     def get_active_span(self) -> Span | None:
         """Return the span that is active here."""
+        around = get_active()
+        while around is not None:
+            if around._scope is not None and around._scope() is None and not around.finished:
+                return self._leave_lost(around)
+            around = around.previous
         return get_active()
 
     def get_active_trace_id(self) -> str | None:
@@ -748,7 +876,9 @@ class Tracer:
                 key = _trace_field_name(name)
                 span._data[key] = value
                 span.trace.fields[key] = value
-            except Exception:
+            except Exception as error:
+                if is_interrupt(error):
+                    raise
                 _warn_of_name("add_trace_field", name)
 
     def remove_trace_field(self, name: str) -> None:
@@ -760,7 +890,9 @@ class Tracer:
                 key = name if name in span.trace.fields else _trace_field_name(name)
                 span.trace.fields.pop(key, None)
                 span._data.pop(key, None)
-            except Exception:
+            except Exception as error:
+                if is_interrupt(error):
+                    raise
                 _warn_of_name("remove_trace_field", name)
 
     def add_rollup_field(self, name: str, value: float) -> None:
@@ -775,6 +907,8 @@ class Tracer:
                 span.rollup_fields[name] += number
                 span.trace.rollup_fields[f"rollup.{name}"] += number
         except Exception as error:
+            if is_interrupt(error):
+                raise
             warn_once(LOGGER_NAME, "add_rollup_field", "add_rollup_field: left out: %r", error)
 
     # Propagation
@@ -783,7 +917,9 @@ class Tracer:
         """Return the upstream context that the parser hook reads from a request."""
         try:
             return self._parse(request)
-        except Exception:
+        except Exception as error:
+            if is_interrupt(error):
+                raise
             _warn_of_parser_hook()
             return None
 
@@ -804,6 +940,8 @@ class Tracer:
                 self._take_over(continued, upstream.trace_fields)
                 trace, parent_id = continued, upstream.parent_id
         except Exception as raised:
+            if is_interrupt(raised):
+                raise
             error = repr(type(raised))
             _warn_of_parser_hook()
         span = self._open_root(trace or Trace(generate_trace_id()), parent_id, context)
@@ -846,7 +984,9 @@ class Tracer:
             return None
         try:
             return hook(context)
-        except Exception:
+        except Exception as error:
+            if is_interrupt(error):
+                raise
             warn_once(
                 LOGGER_NAME, "propagation hook", "the trace propagation hook raised", exc_info=True
             )

@@ -11,6 +11,7 @@ from libhoney.fields import Addressed, FieldHolder
 from libhoney.internal import (
     DEBUG,
     ERROR,
+    INTERRUPTED,
     WARNING,
     check_api_host,
     check_key,
@@ -19,8 +20,11 @@ from libhoney.internal import (
     check_text,
     describe,
     get_logger,
+    is_from_outside,
+    is_interrupt,
     log,
     mask,
+    never_began,
     setting_names,
     warn_once,
 )
@@ -196,7 +200,11 @@ class Client(Addressed):
         if event._data and to[0] and to[1] and to[2]:
             try:
                 self.xmit.send(event)
-            except Exception:
+            except BaseException as error:
+                if never_began(error, self.xmit.send):
+                    self.send_dropped_response(event, INTERRUPTED)
+                if is_from_outside(error):
+                    raise
                 warn_once(
                     self._logger,
                     ("send", type(self.xmit)),
@@ -254,7 +262,9 @@ class Client(Addressed):
         try:
             seconds = 10.0 if timeout is None else float(timeout)
             return transmission.call_with_timeout(method, seconds) is not False
-        except Exception:
+        except Exception as error:
+            if is_interrupt(error):
+                raise
             log(
                 self._logger, WARNING, "%s.%s raised", type(self.xmit).__name__, verb, exc_info=True
             )

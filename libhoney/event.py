@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 
 from libhoney import state
 from libhoney.fields import Addressed, address_of, merge, merge_given, warn_of_name
-from libhoney.internal import at_caller, describe, warn_once
+from libhoney.internal import at_caller, describe, is_interrupt, warn_once
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -109,7 +109,9 @@ class Event(Addressed):
         """Set one field."""
         try:
             self._data[name] = val
-        except Exception:
+        except Exception as error:
+            if is_interrupt(error):
+                raise
             warn_of_name(name)
 
     def add_metadata(self, md: Any) -> None:
@@ -182,15 +184,17 @@ class Timer:
 def _evaluate(functions: Iterable[Callable[[], Any]], data: dict[str, Any]) -> None:
     if _evaluates.get():
         return  # in a dynamic field that makes events itself: it would have no end
-    outside = _evaluates.set(True)
     try:
+        _evaluates.set(True)
         for function in tuple(functions):
             kind = type(function).__name__
             name = None
             try:
                 name = str(getattr(function, "__name__", kind))
                 data[name] = function()
-            except Exception:
+            except Exception as error:
+                if is_interrupt(error):
+                    raise
                 warn_once(
                     "honeycomb-sdk",
                     ("dynamic field", name),
@@ -199,7 +203,7 @@ def _evaluate(functions: Iterable[Callable[[], Any]], data: dict[str, Any]) -> N
                     exc_info=True,
                 )
     finally:
-        _evaluates.reset(outside)
+        _evaluates.set(False)
 
 
 def _should_drop(rate: Any) -> bool:
@@ -209,5 +213,7 @@ def _should_drop(rate: Any) -> bool:
         import random
 
         return bool(random.random() * rate >= 1)
-    except Exception:
+    except Exception as error:  # a rate that is no number
+        if is_interrupt(error):
+            raise
         return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from libhoney.internal import warn_once
+from libhoney.internal import is_interrupt, warn_once
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -110,7 +110,9 @@ class FieldHolder:
         """Set one field."""
         try:
             self._data[name] = val
-        except Exception:
+        except Exception as error:
+            if is_interrupt(error):
+                raise
             warn_of_name(name)
 
     def add_dynamic_field(self, fn: Callable[[], Any]) -> None:
@@ -122,7 +124,9 @@ class FieldHolder:
             raise TypeError("add_dynamic_field requires function argument")
         try:
             self._dyn_fields.add(fn)
-        except Exception:  # it is kept in a set
+        except Exception as error:  # it is kept in a set
+            if is_interrupt(error):
+                raise
             warn_of_name(fn)
 
     def add(self, data: Mapping[str, Any]) -> None:
@@ -141,13 +145,17 @@ def merge(fields: dict[str, Any], data: Any) -> None:
     """
     try:
         is_mapping = type(data) is dict or isinstance(data, Mapping)
-    except Exception:  # it looks its class up, as proxies do
+    except Exception as error:  # it looks its class up, as proxies do
+        if is_interrupt(error):
+            raise
         is_mapping = False
     if not is_mapping:
         raise TypeError("add requires a dict-like argument")
     try:
         fields.update(data)
-    except Exception:
+    except Exception as error:
+        if is_interrupt(error):
+            raise
         warn_once("honeycomb-sdk", "add", "fields are left out: %s raised", type(data))
 
 
@@ -155,7 +163,9 @@ def merge_given(fields: dict[str, Any], data: Any) -> None:
     """Add a mapping as `merge` does, but take anything that is empty for none."""
     try:
         is_given = bool(data)
-    except Exception:
+    except Exception as error:
+        if is_interrupt(error):
+            raise
         is_given = True
     if is_given:
         merge(fields, data)

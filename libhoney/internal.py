@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from contextvars import ContextVar
+from functools import partial
 
 from libhoney.clock import monotonic
 
@@ -12,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import logging
     from collections.abc import Iterable
+    from types import CodeType, FrameType
     from typing import Any, Callable
 
 
@@ -24,6 +27,9 @@ _PREFIXES = {"honeycomb-beeline": "beeline: ", "honeycomb-sdk": "libhoney: "}
 _is_logging: ContextVar[bool] = ContextVar("honeycomb_is_logging", default=False)
 
 UNENCODABLE = "libhoney was unable to encode value"
+
+# In the response of an event whose sending an exception from outside ended.
+INTERRUPTED = "event dropped; its sending was interrupted"
 
 # Seconds between two warnings of one kind of trouble.
 WARNING_INTERVAL = 60.0
@@ -72,8 +78,9 @@ def log(
         if not text.startswith(prefix):
             text = prefix + text
         logger.log(level, text, *args, **{"stacklevel": 2, **options})
-    except Exception:
-        return
+    except Exception as error:
+        if is_interrupt(error):
+            raise
     finally:
         _is_logging.set(False)
 
@@ -104,15 +111,15 @@ def warn_of_trouble(logger: logging.Logger, kind: object, message: Callable[[], 
     more = f" ({left_out} more such warnings were left out)" if left_out else ""
     try:
         text = message()
-    except Exception:  # it may look at user-defined values
+    except Exception as error:  # it may look at user-defined values
+        if is_interrupt(error):
+            raise
         return
     log(logger, WARNING, text + more)
 
 
 def find_caller() -> str:
     """Return `file:line` of the innermost frame that is outside both packages; "" without one."""
-    import sys
-
     packages = ("beeline", "libhoney")
     frame: Any = sys._getframe(1)
     while frame is not None:
@@ -168,7 +175,9 @@ def describe(**parts: object) -> str:
     for name, value in parts.items():
         try:
             text = repr(value)[:500]
-        except Exception:  # a user-defined `__repr__`
+        except Exception as error:  # a user-defined `__repr__`
+            if is_interrupt(error):
+                raise
             text = f"<{type(value).__name__}>"
         shown.append(f"{name}={text}")
     return " ".join(shown)
@@ -178,8 +187,139 @@ def json_default_handler(value: Any) -> str:
     """Return the text sent for a value that JSON has no form for."""
     try:
         return str.__str__(str(value))  # `str` passes a subclass on
-    except Exception:
+    except Exception as error:
+        if is_interrupt(error):
+            raise
         return UNENCODABLE
+
+
+# Exceptions from outside: a signal handler's (`signal.alarm`, Celery's soft time limit), or one
+# that another thread or gevent's hub throws in. They may arrive at any point, in hooks and values
+# too, and always have to reach the application.
+#
+# `except Exception` around user code catches them too, so each asks `is_interrupt`. It finds a
+# signal handler's frame in the traceback: the interpreter calls a handler with the frame that it
+# interrupted as an argument. What it cannot find: a handler without a Python frame (written in C);
+# an `Exception` that another thread throws (`PyThreadState_SetAsyncExc`) while user code runs; and
+# what user code or the standard library itself catches (`logging` does so around each handler).
+
+# Where our code runs and waits: what another thread or gevent throws in starts there.
+_WAITING_MODULES = frozenset({"beeline", "gevent", "libhoney", "queue", "threading"})
+# Modules of the exceptions that our code and what it calls raise.
+_KNOWN_MODULES = frozenset(
+    {"_queue", "beeline", "builtins", "gevent", "isal", "json", "libhoney", "orjson"}
+    | {"queue", "zlib"}
+)
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Return whether an exception came from outside the user code that it left.
+
+    All but `Exception` count as such.
+    """
+    if not isinstance(error, Exception):
+        return True
+    handlers: set[CodeType] | None = None
+    frame: FrameType | None = None
+    traceback = error.__traceback__
+    while traceback is not None:
+        interrupted, frame = frame, traceback.tb_frame
+        if interrupted is not None:
+            if _has_argument(frame, interrupted):
+                return True
+            if handlers is None:
+                handlers = _signal_handlers()
+            if frame.f_code in handlers:
+                return True
+        traceback = traceback.tb_next
+    # gevent's `Timeout(seconds, exception)`: thrown into a greenlet that had switched to others.
+    return (
+        frame is not None
+        and _module_of(frame) == "gevent"
+        and frame.f_code.co_name.endswith("switch")
+        and _is_unknown(error)
+    )
+
+
+def is_from_outside(error: BaseException) -> bool:
+    """Return whether an exception came from outside our own code, where that calls no user code.
+
+    Beside what `is_interrupt` finds, these are exceptions that started in our code, but are of a
+    class that it does not raise.
+    """
+    if is_interrupt(error):
+        return True
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return (
+        traceback is not None
+        and _module_of(traceback.tb_frame) in _WAITING_MODULES
+        and (isinstance(error, TimeoutError) or _is_unknown(error))
+    )
+
+
+def _is_unknown(error: BaseException) -> bool:
+    module = type(error).__module__
+    return not (isinstance(error, OSError) or _root(module) in _KNOWN_MODULES)
+
+
+def _module_of(frame: FrameType) -> str:
+    return _root(frame.f_globals.get("__name__"))
+
+
+def _root(module: object) -> str:
+    return module.partition(".")[0] if isinstance(module, str) else ""
+
+
+def never_began(error: BaseException, function: Any) -> bool:
+    """Return whether an exception arrived at the entry of a Python function, which did nothing.
+
+    The interpreter looks for signals there, too, where no `try` of the function covers it.
+    """
+    code = getattr(function, "__code__", None)
+    traceback = error.__traceback__
+    while traceback is not None and code is not None:
+        if traceback.tb_frame.f_code is code:
+            # From Python 3.11 on, the entry is on the line of `def`, as nothing else of it is.
+            return traceback.tb_lasti <= 0 or traceback.tb_lineno == code.co_firstlineno
+        traceback = traceback.tb_next
+    return False
+
+
+def _has_argument(frame: FrameType, interrupted: FrameType) -> bool:
+    """Return whether a frame was called with another one, as handlers of signals are."""
+    code = frame.f_code
+    count = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & _VARARGS)
+    if count < 1 or (count < 2 and not code.co_flags & _VARARGS):
+        return False
+    values = frame.f_locals
+    for name in code.co_varnames[:count]:
+        value = values.get(name)
+        if value is interrupted or (
+            type(value) is tuple and any(one is interrupted for one in value)
+        ):
+            return True
+    return False
+
+
+_VARARGS = 4  # `inspect.CO_VARARGS`
+
+
+def _signal_handlers() -> set[CodeType]:
+    """Return the code of each registered handler, for those that delete their argument."""
+    signals: Any = sys.modules.get("_signal")  # without the enumerations of `signal`, a tenth
+    codes = set()
+    for number in range(1, signals.NSIG) if signals is not None else ():
+        handler = signals.getsignal(number)
+        while isinstance(handler, partial):
+            handler = handler.func
+        if not hasattr(handler, "__code__"):  # neither a function nor a method
+            handler = getattr(type(handler), "__call__", None)  # noqa: B004
+        code = getattr(handler, "__code__", None)
+        if code is not None:
+            codes.add(code)
+    return codes
 
 
 def check_sample_rate(value: object) -> int:

@@ -20,7 +20,7 @@ from beeline.middleware.server_span import (
 from beeline.middleware.starlette_errors import leave_span_to_error_page
 from beeline.middleware.wsgi import SERVER_SPAN_KEY
 from beeline.propagation import Request
-from libhoney.internal import get_logger
+from libhoney.internal import get_logger, is_interrupt
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -193,7 +193,7 @@ class HoneyASGIMiddleware:
         try:
             await self.app(scope, receive_noted, flush_and_send)
         except Exception as error:
-            if asked or beeline.get_beeline() is None:
+            if asked or beeline.get_beeline() is None or is_interrupt(error):
                 raise
             # Django says so in its error; another's may be about something else.
             text = str(error)

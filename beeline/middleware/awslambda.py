@@ -16,6 +16,7 @@ from beeline.middleware.server_span import (
 )
 from beeline.propagation import Request
 from beeline.trace import forget_ids, record_exception
+from libhoney.internal import is_interrupt
 
 T = TypeVar("T")
 Handler = Callable[..., Any]
@@ -192,11 +193,13 @@ class _Invocation:
         span = self._span
         if span is not None:
             span.__exit__()
-            if error is not None:
-                record_exception(span.root, error)
-            elif self._record_output and self.response is not None:
-                span.root.add_context_field("app.response", self.response)
-            span.finish()
+            try:
+                if error is not None:
+                    record_exception(span.root, error)
+                elif self._record_output and self.response is not None:
+                    span.root.add_context_field("app.response", self.response)
+            finally:
+                span.finish()
         # Lambda stops the process where it is once it has the answer.
         beeline.flush(_time_to_flush(self._context))
 
@@ -235,7 +238,9 @@ def _time_to_flush(context: Any) -> float:
     try:
         left: float = context.get_remaining_time_in_millis() / 1000
         return max(0.0, min(FLUSH_TIMEOUT, left / 2))
-    except Exception:  # not Lambda's context: people call their handlers with anything
+    except Exception as error:  # not Lambda's context: people call their handlers with anything
+        if is_interrupt(error):
+            raise
         return FLUSH_TIMEOUT
 
 

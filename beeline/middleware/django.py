@@ -38,6 +38,7 @@ from beeline.middleware.server_span import (
 from beeline.middleware.wsgi import SERVER_SPAN_KEY, WSGIRequest
 from beeline.propagation import Request
 from beeline.trace import record_exception
+from libhoney.internal import is_interrupt
 
 try:
     from asgiref.sync import iscoroutinefunction, markcoroutinefunction
@@ -92,7 +93,9 @@ class DjangoRequest(Request):
         """Return the host asked for; the Host header as it came, where Django refuses it."""
         try:
             return self._request.get_host()  # type: ignore[no-any-return]
-        except Exception:
+        except Exception as error:
+            if is_interrupt(error):
+                raise
             return self._request.META.get("HTTP_HOST")  # type: ignore[no-any-return]
 
     def path(self) -> str | None:
@@ -417,12 +420,17 @@ def _span_of(request: Any) -> ServerSpan | None:
 
 def _fail(span: ServerSpan, request: Any, error: BaseException) -> None:
     """Send the span of a request that was left without a response."""
-    span.record_error(error)
-    span.add(lambda: _sensitive_fields(span, request))
-    if isinstance(error, Exception):
-        span.add(lambda: {"response.status_code": 500, **_route_fields(request)})
+    try:
+        span.record_error(error)
+        span.add(lambda: _sensitive_fields(span, request))
+        if isinstance(error, Exception):
+            span.add(lambda: {"response.status_code": 500, **_route_fields(request)})
+            span.finish()
+            return
+    except BaseException:  # a signal handler's
+        span.root.remove_context_field("request.post")  # perhaps with sensitive fields
         span.finish()
-        return
+        raise
     # It was given up: nobody sees a status, and a view in a thread may still be at work.
     span.finish_root()
     weakref.finalize(request, span.finish)
@@ -439,7 +447,12 @@ def _end(
 
     With `has_hooks` an asynchronous one ends it in a thread.
     """
-    _add_response(span, request, response, context)
+    try:
+        _add_response(span, request, response, context)
+    except BaseException:  # a signal handler's
+        span.root.remove_context_field("request.post")  # perhaps with sensitive fields
+        span.finish()
+        raise
     if _is_streamed(response) and not isinstance(span, _OuterSpan):
         try:
             _trace_content(span, response, has_hooks)
@@ -553,7 +566,9 @@ def _query_fields(request: Any) -> dict[str, Any] | None:
         return {}
     try:
         return mask_parameters(request.GET.dict())
-    except Exception:  # too many parameters: the view's affair
+    except Exception as error:  # too many parameters: the view's affair
+        if is_interrupt(error):
+            raise
         return None
 
 
@@ -614,8 +629,9 @@ def _form_fields(request: Any, read: Callable[[Any], dict[str, Any] | None]) -> 
             form = read(request)
             if form is not None:
                 return {"request.post": mask_parameters(form)}
-    except Exception:  # it has too many fields, or was read by others: the view's affair
-        pass
+    except Exception as error:  # it has too many fields, or was read by others: the view's affair
+        if is_interrupt(error):
+            raise
     return {}
 
 
@@ -829,7 +845,7 @@ def _query_args(params: Any) -> Any:
 
 def _finish_query(query: QuerySpan, describe: Callable[[Any], dict[str, Any]], of: Any) -> None:
     try:
-        query.finish(describe(of), roll_up=True)
+        query.finish_with(lambda: describe(of), roll_up=True)
     except Exception:
         warn_of_exception("a query is not traced")
 

@@ -27,6 +27,8 @@ from typing import Any, Callable
 
 from django.utils.module_loading import import_string
 
+from libhoney.internal import is_interrupt
+
 try:  # Since asgiref 3.13 the values of a `Local` belong to one thread, until they are moved.
     from asgiref.local import _rehome, _Storage
 except ImportError:
@@ -166,7 +168,9 @@ def _attributes(local: Any) -> dict[str, Any]:
     """Return the attributes of a thread-local in this thread, where they can be set."""
     try:
         return vars(local)  # type: ignore[no-any-return]
-    except Exception:  # of a user-defined subclass
+    except Exception as error:  # of a user-defined subclass
+        if is_interrupt(error):
+            raise
         return {}
 
 

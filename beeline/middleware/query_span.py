@@ -12,6 +12,7 @@ import beeline
 from beeline.context import get_active
 from beeline.internal import warn_of_exception
 from beeline.trace import Span, Tracer
+from libhoney.internal import is_interrupt
 
 # Parameters, or sets of parameters, that are recorded of one query; more are only counted.
 MAX_ARGS = 1000
@@ -39,12 +40,22 @@ class QuerySpan:
         With `roll_up` queries and their durations also add up on the trace's root span.
         """
         duration = (time.perf_counter_ns() - self._started) / 1e6
-        fields["db.duration"] = duration
-        self.span.add_context(fields)
-        if roll_up:
-            self._tracer.add_rollup_field("db.call_count", 1)
-            self._tracer.add_rollup_field("db.total_duration", duration)
-        self._tracer.finish_span(self.span)
+        try:
+            fields["db.duration"] = duration
+            self.span.add_context(fields)
+            if roll_up:
+                self._tracer.add_rollup_field("db.call_count", 1)
+                self._tracer.add_rollup_field("db.total_duration", duration)
+        finally:
+            self._tracer.finish_span(self.span)
+
+    def finish_with(self, describe: Callable[[], dict[str, Any]], roll_up: bool = False) -> None:
+        """Send the span with the fields that `describe()` returns, without them if it raises."""
+        fields: dict[str, Any] = {}
+        try:
+            fields = describe()
+        finally:
+            self.finish(fields, roll_up)
 
 
 def start_query_span(
@@ -80,7 +91,9 @@ def result_fields(cursor: Any) -> dict[str, Any]:
 def _read(cursor: Any, name: str) -> Any:
     try:
         return getattr(cursor, name, None)
-    except Exception:  # drivers compute some
+    except Exception as error:  # drivers compute some
+        if is_interrupt(error):
+            raise
         return None
 
 

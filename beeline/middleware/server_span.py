@@ -153,6 +153,8 @@ class ServerSpan(Held):
             else:
                 run(self._finish_trace)
         finally:
+            if not self.root.finished:  # `run` was interrupted
+                self._finish_trace()
             self._forget_request()
 
     def mark_end(self) -> None:
@@ -172,6 +174,8 @@ class ServerSpan(Held):
             else:
                 run(self._finish_root)
         finally:
+            if not self.root.finished:  # `run` was interrupted
+                self._finish_root()
             self._forget_request()
 
     def finish_here(self) -> None:

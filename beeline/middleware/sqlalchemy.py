@@ -85,7 +85,7 @@ def _after_query(
     try:
         query = _take(context)
         if query is not None:
-            query.finish(result_fields(cursor))
+            query.finish_with(lambda: result_fields(cursor))
     except Exception:
         warn_of_exception("a query is not traced")
 
@@ -97,7 +97,7 @@ def _after_error(error_context: Any) -> None:
         if query is not None:
             error = error_context.original_exception
             # A cancelled query's has no text.
-            query.finish({"db.error": exception_text(error) or type(error).__name__})
+            query.finish_with(lambda: {"db.error": exception_text(error) or type(error).__name__})
     except Exception:
         warn_of_exception("a query is not traced")
 

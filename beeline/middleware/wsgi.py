@@ -125,9 +125,11 @@ class HoneyWSGIMiddleware:
             with span:
                 body = self.app(environ, self._recording(span, environ, start_response))
         except BaseException as error:
-            span.record_error(error)
-            span.add(lambda: {"response.status_code": 500, **self.late_fields(environ)})
-            span.finish()
+            try:
+                span.record_error(error)
+                span.add(lambda: {"response.status_code": 500, **self.late_fields(environ)})
+            finally:
+                span.finish()
             raise
         if isinstance(body, (list, tuple)):
             span.finish()

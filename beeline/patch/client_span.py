@@ -61,17 +61,18 @@ class ClientSpan:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if error is not None:
-            try:
+        try:
+            if error is not None:
                 self._span.add_context(
                     {
                         "request.error_type": str(type(error)),
                         "request.error": exception_text(error),
                     }
                 )
-            except Exception:
-                warn_of_exception("a request's error is missing")
-        self._tracer.finish_span(self._span)
+        except Exception:
+            warn_of_exception("a request's error is missing")
+        finally:
+            self._tracer.finish_span(self._span)
 
 
 def start_client_span(

@@ -12,7 +12,7 @@ import wrapt
 
 from beeline.internal import LOGGER_NAME
 from beeline.patch.client_span import ClientSpan, start_client_span
-from libhoney.internal import get_logger, warn_once
+from libhoney.internal import get_logger, is_interrupt, warn_once
 
 _INSTALLED = "_beeline_is_installed"
 
@@ -152,7 +152,9 @@ def _take_off(prepared: Any) -> None:
 def _fenced(step: Callable[[Any], Any], prepared: Any) -> Any:
     try:
         return step(prepared)
-    except Exception:
+    except Exception as error:
+        if is_interrupt(error):
+            raise
         message = "a request goes without its trace's headers"
         warn_once(get_logger(LOGGER_NAME), message, message, exc_info=True)
         return None

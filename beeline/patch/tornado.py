@@ -18,6 +18,7 @@ from beeline.context import activate, get_active
 from beeline.middleware.server_span import ServerSpan, request_fields, start_server_span
 from beeline.propagation import Request
 from beeline.trace import Span
+from libhoney.internal import is_interrupt
 
 _INSTALLED = "_beeline_is_installed"
 # Where the parts of Tornado that work on a request find its exchange.
@@ -279,8 +280,9 @@ def _is_failure(error: BaseException) -> bool:
     try:
         if isinstance(error, web.HTTPError):
             return error.status_code not in _NO_FAILURES
-    except Exception:  # an exception of the application's own may do anything
-        pass
+    except Exception as raised:  # a user-defined exception may do anything when it is read
+        if is_interrupt(raised):
+            raise
     return not isinstance(error, web.Finish)
 
 

@@ -17,6 +17,7 @@ import wrapt
 from beeline.context import get_active
 from beeline.internal import warn_of_exception
 from beeline.patch.client_span import ClientSpan, start_client_span
+from libhoney.internal import is_interrupt
 
 _INSTALLED = "_beeline_is_installed"
 _is_http = re.compile("https?:", re.IGNORECASE).match
@@ -112,7 +113,9 @@ def _start(target: Any, data: Any) -> _Call | None:
         span = start_client_span(
             "urllib", request.get_method().upper(), request.full_url, "request.uri"
         )
-    except Exception:  # what is no request is for `urllib` to refuse
+    except Exception as error:  # what is no request is for `urllib` to refuse
+        if is_interrupt(error):
+            raise
         return None
     return _Call(span, request) if span is not None else None
 
@@ -137,7 +140,9 @@ def _record(span: ClientSpan, response: Any) -> None:
     """Record what was answered, be it an HTTPError; handlers may return anything."""
     try:
         status, headers = response.status, response.headers
-    except Exception:
+    except Exception as error:
+        if is_interrupt(error):
+            raise
         return
     span.record_response(status, headers or {})
 

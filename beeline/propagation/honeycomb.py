@@ -12,7 +12,7 @@ from itertools import islice
 from beeline import propagation
 from beeline.internal import LOGGER_NAME
 from beeline.propagation import PropagationContext, Request
-from libhoney.internal import get_logger, warn_of_trouble
+from libhoney.internal import get_logger, is_interrupt, warn_of_trouble
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -183,8 +183,9 @@ def _fields_json(fields: Any) -> bytes:
         )
         if len(encoded) <= MAX_SENT_CONTEXT_BYTES:
             return encoded
-    except Exception:  # the values are the user's: anything may happen
-        pass
+    except Exception as error:  # the values are the user's: anything may happen
+        if is_interrupt(error):
+            raise
     return _fields_json_one_by_one(fields)
 
 
@@ -201,9 +202,13 @@ def _fields_json_one_by_one(fields: Any) -> bytes:
             key = json.dumps(str(name))
             try:
                 part = f"{key}:{json.dumps(value, default=str, allow_nan=False)}"
-            except Exception:
+            except Exception as error:
+                if is_interrupt(error):
+                    raise
                 part = f"{key}:{json.dumps(str(value))}"
-        except Exception:
+        except Exception as error:
+            if is_interrupt(error):
+                raise
             continue
         if size + len(part) + 1 <= MAX_SENT_CONTEXT_BYTES:
             parts.append(part)

@@ -13,6 +13,7 @@ else:
     _Queue = queue.Queue  # gevent 25.4.1 puts a class here that cannot be subscripted
 
 from libhoney._cpython import reentrant_lock
+from libhoney.internal import is_interrupt
 
 Response = dict[str, Any]
 
@@ -129,8 +130,9 @@ def report_dropped(xmit: Any, responses: Any, metadata: Any, reason: str) -> Non
             note(metadata, reason)
             return
         responses.put_nowait(response(0, 0, metadata, "", reason))
-    except Exception:  # a full queue, or something that is none: nobody can be told
-        return
+    except Exception as error:  # a full queue, or none at all: nobody can be notified
+        if is_interrupt(error):
+            raise
 
 
 def call_with_timeout(method: Callable[..., Any], timeout: float) -> Any:

@@ -15,7 +15,12 @@ from datetime import datetime, timezone
 from itertools import islice
 from typing import Any, Callable, NamedTuple
 
-from libhoney.internal import UNENCODABLE, json_default_handler
+from libhoney.internal import (
+    UNENCODABLE,
+    is_from_outside,
+    is_interrupt,
+    json_default_handler,
+)
 from libhoney.transmission import lifecycle
 
 try:
@@ -87,7 +92,9 @@ def encode(event: Any, beside: int = 0) -> Item:
             encoded = _fast_dumps(data)
         else:
             encoded = _fast_dumps(dict(_plain_items(data)))
-    except Exception:  # a value, or a name, of the user's own kind may do anything
+    except Exception as error:  # a value, or a name, of the user's own kind may do anything
+        if is_from_outside(error):
+            raise
         encoded = _encode_plain(_clean(data))
     if len(encoded) + beside > LEAST_CUT:
         encoded = _within_limits(data, encoded, beside + _size_beside(created, rate))
@@ -173,8 +180,9 @@ def _second(created: float) -> tuple[float, float, bytes]:
         parts = time.gmtime(start)[:6]
         if 1 <= parts[0] <= 9999:  # RFC 3339 has years of four digits
             return start, micros, b"%04d-%02d-%02dT%02d:%02d:%02d." % parts
-    except (ValueError, OverflowError, OSError):
-        pass
+    except (ValueError, OverflowError, OSError) as error:
+        if is_interrupt(error):
+            raise
     return _second(time.time())
 
 
@@ -190,15 +198,18 @@ def _utc(created: Any) -> datetime:
             if created.tzinfo is None:
                 return created.replace(tzinfo=timezone.utc)
             return created.astimezone(timezone.utc)
-    except Exception:  # one that has no form in UTC
-        pass
+    except Exception as error:  # one that has no form in UTC
+        if is_interrupt(error):
+            raise
     return datetime.now(timezone.utc)
 
 
 def _whole_rate(rate: Any) -> int:
     try:
         return min(max(1, int(rate)), _MAX_RATE)
-    except Exception:
+    except Exception as error:
+        if is_interrupt(error):
+            raise
         return 1
 
 
@@ -224,11 +235,14 @@ def _dumps(value: Any) -> bytes:
 def _encode_plain(data: dict[str, Any]) -> bytes:
     try:
         return _fast_dumps(data)
-    except Exception:
-        pass
+    except Exception as error:
+        if is_from_outside(error):
+            raise
     try:
         return _dumps(data)  # takes integers beyond 64 bits
     except Exception as error:
+        if is_from_outside(error):
+            raise
         raise EncodingError("event dropped; it has no form in JSON") from error
 
 
@@ -280,7 +294,9 @@ def _are_few(value: Any, kind: type) -> bool:
             and len(value) <= _FEW
             and _SCALARS.issuperset(map(type, value))
         )
-    except Exception:  # a class that has no hash
+    except Exception as error:  # a class that has no hash
+        if is_interrupt(error):
+            raise
         return False
 
 
@@ -323,7 +339,9 @@ def _plain(value: Any, around: set[int], room: list[int]) -> Any:
             value = json_default_handler(value)
         room[0] -= len(value)
         return value
-    except Exception:  # a container of the user's own kind
+    except Exception as error:  # a container of the user's own kind
+        if is_interrupt(error):
+            raise
         if kind is dict or kind is list or kind is tuple:
             return UNENCODABLE
         return json_default_handler(value)
@@ -351,7 +369,9 @@ def _is_flat(values: Any, room: list[int]) -> bool:
     """Tell whether there are scalars alone and room for all; if so, take it."""
     try:
         kinds = set(map(type, values))
-    except Exception:  # a class that has no hash
+    except Exception as error:  # a class that has no hash
+        if is_interrupt(error):
+            raise
         return False
     if not _SCALARS.issuperset(kinds):
         return False

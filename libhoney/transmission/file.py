@@ -8,7 +8,7 @@ import sys
 from typing import Any, TextIO
 
 from libhoney._cpython import reentrant_lock
-from libhoney.internal import describe, get_logger, warn_of_trouble
+from libhoney.internal import INTERRUPTED, describe, get_logger, is_interrupt, warn_of_trouble
 from libhoney.transmission import lifecycle
 from libhoney.transmission.base import ResponseQueue, response
 from libhoney.transmission.encoding import EncodingError, encode_event
@@ -45,13 +45,19 @@ class FileTransmission:
         self._responses.reset()
 
     def send(self, event: Any) -> None:
-        """Write an event as it is now; never raise."""
+        """Write an event as it is now; never raise what the event or the stream raises."""
+        is_at_stream = False
         try:
             line = encode_event(event, dataset=event.dataset, user_agent=self._user_agent)
             with self._lock:
+                is_at_stream = True
                 self._output.write(line.decode("utf-8") + "\n")
                 self._output.flush()
-        except Exception as error:
+        except BaseException as error:
+            if is_interrupt(error):
+                if not is_at_stream:
+                    self.report_dropped(getattr(event, "metadata", None), INTERRUPTED)
+                raise
             reason = (
                 str(error)
                 if isinstance(error, EncodingError)
@@ -68,7 +74,9 @@ class FileTransmission:
         """Flush the stream; the timeout, in seconds, is not used. False where that fails."""
         try:
             self._output.flush()
-        except Exception:
+        except Exception as error:
+            if is_interrupt(error):
+                raise
             return False
         return True
 

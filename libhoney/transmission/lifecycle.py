@@ -18,7 +18,7 @@ import weakref
 
 from libhoney._cpython import reentrant_lock
 from libhoney.clock import monotonic
-from libhoney.internal import get_logger, warn_once
+from libhoney.internal import get_logger, is_interrupt, warn_once
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -139,7 +139,9 @@ def threads_may_start() -> bool:
             or uwsgi.masterpid() not in (0, os.getpid())  # a mule, a spooler
             or "py-call-uwsgi-fork-hooks" in uwsgi.opt
         )
-    except Exception:
+    except Exception as error:
+        if is_interrupt(error):
+            raise
         return True
 
 

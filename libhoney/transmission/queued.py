@@ -20,11 +20,14 @@ from typing import Any, Callable
 from libhoney._cpython import reentrant_lock
 from libhoney.clock import monotonic
 from libhoney.internal import (
+    INTERRUPTED,
     check_api_host,
     check_key,
     check_user_agent,
     describe,
     get_logger,
+    is_from_outside,
+    is_interrupt,
     mask,
     warn_of_trouble,
     warn_once,
@@ -45,7 +48,6 @@ from libhoney.version import VERSION
 
 OVERFLOW = "event dropped; queue overflow"
 CLOSED = "event dropped; transmission closed"
-INTERRUPTED = "event dropped; its encoding was interrupted"
 # Seconds that connecting, sending and then the whole answer may take, each.
 HTTP_TIMEOUT = 10.0
 # Seconds that the end waits for responses that are being put on the queue.
@@ -217,7 +219,7 @@ class QueuedTransmission:
                         lambda: f"{_whose(event.fields())} is too large and was cut down",
                     )
         except BaseException as error:
-            ours = isinstance(error, Exception)  # else a signal handler's, or one gevent throws
+            ours = not is_from_outside(error)
             if item is None and ours:
                 reason = f"event dropped; it cannot be encoded: {type(error).__name__}"
                 self._drop(event, str(error) if isinstance(error, EncodingError) else reason)
@@ -327,7 +329,9 @@ class QueuedTransmission:
             if not self._closed:
                 try:
                     news = batcher.take_in(intake)
-                except Exception:  # perhaps another than the first is to blame
+                except Exception as error:  # perhaps another than the first is to blame
+                    if is_from_outside(error):
+                        raise
                     self._is_torn = True
                     self._mend_batches()
                     if not intake or intake[0] is not item:
@@ -343,6 +347,8 @@ class QueuedTransmission:
         except EncodingError as error:
             reason = str(error)
         except Exception as error:  # a destination of the user's own kind
+            if is_from_outside(error):
+                raise
             reason = f"event dropped; it has no destination: {type(error).__name__}"
         if intake and intake[0] is item:
             del intake[0]
@@ -521,7 +527,9 @@ class QueuedTransmission:
         duration = (monotonic() - started) * 1e3 if started is not None else 0.0
         try:
             self._put_responses(delivery, duration)
-        except Exception:  # the queue is the application's too
+        except Exception as error:  # the queue is the application's too
+            if is_interrupt(error):
+                raise
             self._warn("responses", lambda: "the response queue raised; responses are lost")
         finally:
             with self._lock:
@@ -555,7 +563,7 @@ class QueuedTransmission:
             self._statsd.gauge("queue_length", self._batcher.pending)
         except BaseException as error:
             is_main = threading.current_thread() is threading.main_thread()
-            if is_main and not isinstance(error, Exception):
+            if is_main and is_interrupt(error):
                 raise  # a signal handler's
             warn_once(self._logger, "statsd", "the statsd client raised", exc_info=True)
 
@@ -597,7 +605,9 @@ def _whose(fields: Any) -> str:
     try:
         told = [f"{fields[name]!s:.100}" for name in ("service_name", "name") if name in fields]
         return f"event {' '.join(told)!r}" if told else "an event"
-    except Exception:
+    except Exception as error:
+        if is_interrupt(error):
+            raise
         return "an event"
 
 

@@ -9,6 +9,7 @@ import threading
 from typing import Any
 
 from libhoney.clock import monotonic
+from libhoney.internal import is_from_outside, is_interrupt
 from libhoney.transmission import lifecycle
 from libhoney.transmission.batching import Batch
 from libhoney.transmission.delivery import Delivery
@@ -156,7 +157,7 @@ class Transmission(QueuedTransmission):
                 with self._lock:
                     self._threads.discard(thread)
                 # Else the interpreter is ending, or there are too many threads.
-                if not isinstance(error, Exception):
+                if is_from_outside(error):
                     raise
 
     def _mend(self) -> None:
@@ -266,12 +267,13 @@ class Transmission(QueuedTransmission):
                 delivery, request_body, request_headers, deadline
             )
             delay = delivery.answered(status, headers, body)
-        except Exception as error:
+        except BaseException as error:
+            # A signal handler's, or one that gevent throws.
+            if not isinstance(error, Exception) or is_interrupt(error):
+                delivery.interrupted()
+                self._conclude(delivery, None if delivery.is_over else 0.0)
+                raise
             delay = delivery.failed(self._describe(error, delivery.batch), _may_pass(error))
-        except BaseException:  # a signal handler's, or one that gevent throws
-            delivery.interrupted()
-            self._conclude(delivery, None if delivery.is_over else 0.0)
-            raise
         finally:
             if delivery.may_repeat != may_repeat:  # it was posted twice
                 self._count_request(request_body)

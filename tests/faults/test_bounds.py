@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import dis
 import json
 import logging
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +25,7 @@ from libhoney import Client
 from libhoney.transmission import FileTransmission, TornadoTransmission, Transmission
 from libhoney.transmission.batching import MAX_PENDING_BYTES
 from libhoney.transmission.encoding import SEPARATOR, encode_event
+from tests.faults.interrupts import Interrupt, Limit
 from tests.libhoney.conftest import KEY
 from tests.libhoney.support import answers, in_thread, next_on, queued_on, send
 from tests.receiver import Answer, Receiver
@@ -613,50 +612,7 @@ def test_close_in_a_hook_of_beeline(receiver: Receiver, place: str) -> None:
 # Interrupts
 
 
-class Interrupt:
-    """Raises KeyboardInterrupt at the nth point inside the library where Python looks for signals.
-
-    That is after a call (CPython 3.10 and later; 3.9 does it between any two instructions). In a
-    thread of its own, for the interpreter may go on as if it handled the exception for ever.
-    """
-
-    CALLS = {code for name, code in dis.opmap.items() if name.startswith("CALL")}
-
-    def __init__(self, at: int) -> None:
-        self.is_raised = False
-        self._left = at
-        self._last: dict[Any, int] = {}
-
-    def run(self, work: Callable[[], Any]) -> None:
-        """Run something, and end it so."""
-
-        def traced() -> None:
-            sys._getframe().f_trace_opcodes = True  # Python 3.12 wants it before the first event
-            sys.settrace(self._trace)
-            try:
-                work()
-            except KeyboardInterrupt:
-                return
-            finally:
-                sys.settrace(None)
-
-        in_time(traced)
-
-    def _trace(self, frame: Any, event: str, argument: Any) -> Any:
-        if "libhoney" not in frame.f_code.co_filename:
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode":
-            before = self._last.get(frame)
-            self._last[frame] = frame.f_code.co_code[frame.f_lasti]
-            self._left -= before in self.CALLS
-            if not self._left:
-                self.is_raised = True
-                sys.settrace(None)
-                raise KeyboardInterrupt
-        return self._trace
-
-
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Limit])
 @pytest.mark.parametrize(
     ("waiting", "settings"),
     [
@@ -669,10 +625,15 @@ class Interrupt:
     ids=["opens a batch", "joins a batch", "fills a batch", "has no room", "adds what was left"],
 )
 def test_interrupt_at_each_point_of_send(
-    receiver: Receiver, make: Make, waiting: list[str], settings: dict[str, Any]
+    receiver: Receiver,
+    make: Make,
+    waiting: list[str],
+    settings: dict[str, Any],
+    error: type[BaseException],
 ) -> None:
-    """Wherever KeyboardInterrupt comes: the transmission works on, those sent before and after
-    arrive, each told once, and the interrupted one at most once."""
+    """Wherever an exception from outside arrives, it reaches the caller. The transmission works on:
+    those sent before and after arrive, each with one response; the interrupted one has at most
+    one."""
     receiver.always(None)
     at, is_raised = 0, True
     while is_raised:
@@ -681,9 +642,10 @@ def test_interrupt_at_each_point_of_send(
         for name in waiting:
             with client.xmit._lock if name == "left" else nullcontext():
                 send(client, f"{name} {at}")
-        interrupt = Interrupt(at)
+        interrupt = Interrupt(at, error)
         interrupt.run(lambda client=client, at=at: send(client, f"interrupted {at}"))
         is_raised = interrupt.is_raised
+        assert interrupt.is_caught == is_raised, interrupt.where
         if waiting:
             assert in_time(lambda client=client: client.flush(5.0)) == [True], at
             in_time(lambda client=client, at=at: send(client, f"after {at}"))
@@ -706,15 +668,21 @@ def test_interrupt_at_each_point_of_send(
     assert at > 20
 
 
-def test_interrupt_while_what_was_left_is_added(receiver: Receiver, make: Make) -> None:
-    """Wherever KeyboardInterrupt comes in the first steps of `flush`, none is lost or doubled."""
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Limit])
+def test_interrupt_while_what_was_left_is_added(
+    receiver: Receiver, make: Make, error: type[BaseException]
+) -> None:
+    """Wherever an exception from outside arrives in the first steps of `flush`, it reaches the
+    caller, and no event is lost or doubled."""
     for at in range(1, 25):
         client = make(send_frequency=60)
         send(client, f"a {at}")
         with client.xmit._lock:
             send(client, f"left {at}")
             send(client, f"left too {at}")
-        Interrupt(at).run(lambda client=client: client.flush(5.0))
+        interrupt = Interrupt(at, error)
+        interrupt.run(lambda client=client: client.flush(5.0))
+        assert interrupt.is_caught, interrupt.where
         assert in_time(lambda client=client: client.flush(5.0)) == [True], at
         in_time(lambda client=client: client.close(5.0))
         expected = dict.fromkeys((f"a {at}", f"left {at}", f"left too {at}"))

@@ -328,22 +328,33 @@ def check():
 safe_sections = pytest.mark.skipif(sys.version_info < (3, 10), reason="locks may stay held")
 
 
+# An `Exception` too, such as Celery's SoftTimeLimitExceeded.
+kinds = pytest.mark.parametrize("kind", ["KeyboardInterrupt", "Exception", "BaseException"])
+
+
 @signals
 @safe_sections
-def test_interrupts_while_thousands_of_events_are_sent(receiver: Receiver, start: Start) -> None:
-    """KeyboardInterrupt at any point of `send`: each event whose `send` returned arrives and is
-    told once, another thread sends on, and no lock is left held."""
+@kinds
+def test_interrupts_while_thousands_of_events_are_sent(
+    receiver: Receiver, start: Start, kind: str
+) -> None:
+    """What a signal handler raises at any point of `send` reaches the caller: each event whose
+    `send` returned arrives and has one response, another thread sends on, and no lock is left
+    held."""
     program = start(
         INTERRUPTED
+        + f"""
+class Interrupt({kind}):
+    pass
+"""
         + """
-Interrupt = KeyboardInterrupt
 armed = False
 def handle(*_):
     global armed
     signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0004, 0.0012))
     if armed:
         armed = False  # the next may come before `produce` has caught this one
-        raise KeyboardInterrupt
+        raise Interrupt
 signal.signal(signal.SIGALRM, handle)
 signal.setitimer(signal.ITIMER_REAL, 0.0005)
 try:
@@ -362,13 +373,18 @@ check()
 
 
 @safe_sections
-def test_asynchronous_exceptions_while_events_are_sent(receiver: Receiver, start: Start) -> None:
+@kinds
+def test_asynchronous_exceptions_while_events_are_sent(
+    receiver: Receiver, start: Start, kind: str
+) -> None:
     """The same with exceptions that another thread throws in."""
     program = start(
         INTERRUPTED
-        + """
-class Interrupt(BaseException):
+        + f"""
+class Interrupt({kind}):
     pass
+"""
+        + """
 armed = False
 # Python may throw one into a thread that is just being started, which then never is.
 send("first")

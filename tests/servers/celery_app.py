@@ -16,6 +16,7 @@ if os.environ.get("INIT") != "worker":
         pass
 
 from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
 
 app = Celery("shop", broker=os.environ["BROKER"])
 app.conf.broker_connection_retry_on_startup = True
@@ -36,3 +37,16 @@ def fail() -> None:
     with beeline.tracer("failing"):
         os.write(int(os.environ["DONE"]), os.getpid().to_bytes(4, "big"))
         raise ValueError("as it should")
+
+
+@app.task(soft_time_limit=1)
+def make_spans() -> None:
+    """Make spans until the soft time limit, and tell the test."""
+    try:
+        with beeline.tracer("task without end"):
+            beeline.add_trace_field("limited", True)
+            while True:
+                with beeline.tracer("step"):
+                    beeline.add_context_field("app.number", 1)
+    except SoftTimeLimitExceeded:
+        os.write(int(os.environ["DONE"]), os.getpid().to_bytes(4, "big"))
