@@ -8,10 +8,11 @@ from libhoney.internal import is_interrupt, warn_once
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Callable
 
 
 LOGGER_NAME = "honeycomb-beeline"
+_NOTHING = object()
 
 
 def log(msg: str, *args: Any, **kwargs: Any) -> None:
@@ -45,6 +46,17 @@ def stringify_exception(e: BaseException) -> str:
         if is_interrupt(error):
             raise
         return "unable to decode exception"
+
+
+def call_original(original: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+    """Call the method that a function of ours replaces on an object, with the caller's arguments.
+
+    A library that wraps the function may pass the object first, as it would to a function of the
+    class. The method has it already.
+    """
+    if args and args[0] is getattr(original, "__self__", _NOTHING):
+        args = args[1:]
+    return original(*args, **kwargs)
 
 
 def warn_of_exception(message: str) -> None:

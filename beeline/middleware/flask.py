@@ -86,8 +86,8 @@ def _wrap_handle_exception() -> None:
     import wrapt
 
     def handle_exception(wrapped: Any, app: flask.Flask, args: Any, kwargs: Any) -> Any:
-        for error in (*args, *kwargs.values()):
-            _record_exception(app, error)
+        for argument in (*args, *kwargs.values()):
+            _record_exception(app, argument)
         return wrapped(*args, **kwargs)
 
     if not isinstance(vars(flask.Flask)["handle_exception"], wrapt.FunctionWrapper):
@@ -118,7 +118,7 @@ def _watch_for_hooks() -> None:
         pass
 
 
-def _note_body(sender: flask.Flask, response: Any, **_: Any) -> None:
+def _note_body(sender: flask.Flask, response: Any = None, **_: Any) -> None:
     try:
         request = _own_request(_span_here())
         if request is not None:
@@ -193,7 +193,9 @@ def _own_request(span: ServerSpan | None) -> _FlaskRequest | None:
     return None
 
 
-def _record_exception(sender: flask.Flask, exception: BaseException, **_: Any) -> None:
+def _record_exception(sender: flask.Flask, exception: Any = None, **_: Any) -> None:
+    if not isinstance(exception, BaseException):  # signals may be sent by anyone
+        return
     span = _span_here()
     if span is not None:
         span.record_error(exception)

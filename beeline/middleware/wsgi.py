@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, Callable
 
-from beeline.internal import warn_of_exception
+from beeline.internal import call_original, warn_of_exception
 from beeline.middleware.server_span import (
     ServerSpan,
     find_server_span,
@@ -241,12 +241,12 @@ def _finish_at_close(body: Any, span: ServerSpan) -> None:
     """
     close = getattr(body, "close", None)
 
-    def close_and_finish() -> None:
+    def close_and_finish(*args: Any, **kwargs: Any) -> None:
         nonlocal close
         closing, close = close, None  # what a body holds must not hold the body
         try:
             if closing is not None:
-                closing()
+                call_original(closing, args, kwargs)
         except BaseException as error:
             span.record_error(error)
             raise

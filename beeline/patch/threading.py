@@ -14,7 +14,7 @@ from typing import Any, Callable
 import wrapt
 
 from beeline.context import Held, get_active
-from beeline.internal import warn_of_exception
+from beeline.internal import call_original, warn_of_exception
 from beeline.trace import Span
 
 _INSTALLED = "_beeline_is_installed"
@@ -42,26 +42,37 @@ def _start(wrapped: Callable[..., Any], thread: Any, args: Any, kwargs: Any) -> 
 
 
 def _carry_into(thread: Any, span: Span) -> Callable[[], None]:
-    """Let a thread run in a span's trace, unless it has its own ways; return what undoes that.
+    """Let a thread run in a span's trace, unless it brings a context; return what undoes that.
 
-    A thread that has begun to run is as it was: it keeps neither the span nor anything of ours.
+    Other libraries replace `run` too, before this or after it, and call what they find there with
+    or without the thread. A thread that has begun to run keeps neither the span nor anything of
+    ours, unless such a library has wrapped it: then it stays, and does nothing.
     """
+    if _brings_context(thread) or _is_shared(thread):
+        return _do_nothing
     attributes = vars(thread)
     before = {"run": attributes["run"]} if "run" in attributes else {}
     run = thread.run
+    carried = [span]
 
     def put_back() -> None:
-        attributes.pop("run", None)
-        attributes.update(before)
+        carried.clear()
+        if attributes.get("run") is run_in_trace:
+            del attributes["run"]
+            attributes.update(before)
 
-    def run_in_trace() -> Any:
+    def run_in_trace(*args: Any, **kwargs: Any) -> Any:
+        active = carried[0] if carried else get_active()
         put_back()
-        with Held(span):
-            return run()
+        with Held(active):
+            return call_original(run, args, kwargs)
 
-    if not _brings_context(thread) and not _is_shared(thread):
-        attributes["run"] = run_in_trace
+    attributes["run"] = run_in_trace
     return put_back
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _brings_context(thread: Any) -> bool:

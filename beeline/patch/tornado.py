@@ -15,6 +15,7 @@ import wrapt
 from tornado import routing, web, websocket
 
 from beeline.context import activate, get_active
+from beeline.internal import call_original
 from beeline.middleware.server_span import ServerSpan, request_fields, start_server_span
 from beeline.propagation import Request
 from beeline.trace import Span
@@ -110,7 +111,7 @@ class _Exchange:
             taken = take()
         return taken if taken is None else self._wait_for(taken)
 
-    def close(self, handler: Any, on_close: Callable[[], None]) -> None:
+    def close(self, handler: Any, on_close: Callable[[], Any]) -> None:
         """Say that the client has left; end what a handler left to a callback to finish."""
         try:
             with self._on_connection():
@@ -160,7 +161,11 @@ class _Exchange:
         on_close = getattr(connection, "_close_callback", None)
         if on_close is None:
             return False
-        connection.set_close_callback(lambda: self.close(handler, on_close))
+
+        def close(*args: Any, **kwargs: Any) -> None:
+            self.close(handler, lambda: call_original(on_close, args, kwargs))
+
+        connection.set_close_callback(close)
         return True
 
     def _end(self, handler: Any) -> None:
@@ -223,8 +228,9 @@ def _handle_exception(wrapped: Callable[..., Any], handler: Any, args: Any, kwar
     """`RequestHandler._handle_request_exception(e)` makes an error page of what was raised."""
     exchange = _exchange_of(handler)
     if exchange is not None:
-        for error in (*args, *kwargs.values()):
-            exchange.record_error(error)
+        for argument in (*args, *kwargs.values()):
+            if isinstance(argument, BaseException):
+                exchange.record_error(argument)
     return wrapped(*args, **kwargs)
 
 

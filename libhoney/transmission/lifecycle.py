@@ -521,11 +521,11 @@ def _hook_uwsgi() -> None:
     if getattr(uwsgi, "post_fork_hook", None) is not hooks[0]:
         hooks.append(uwsgi.post_fork_hook)
 
-    def post_fork_hook() -> None:
+    def post_fork_hook(*args: Any, **kwargs: Any) -> None:
         _in_uwsgi_child()
         for hook in hooks:
             if hook is not None:
-                hook()
+                hook(*args, **kwargs)
 
     uwsgi.post_fork_hook = post_fork_hook
 

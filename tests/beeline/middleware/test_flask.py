@@ -460,6 +460,21 @@ with app.test_client().get("/", buffered=True) as reply:
         assert done.returncode == 0, done.stderr
         assert [event.data["request.route"] for event in receiver.wait_for(1)] == ["index"]
 
+    def test_signal_without_an_exception(self, sent: Sent) -> None:
+        """An extension may send Flask's signal for exceptions without one: the request is answered
+        and no error is recorded."""
+        app = make_app()
+
+        @app.route("/signal")
+        def signal() -> str:
+            flask.got_request_exception.send(app)
+            flask.got_request_exception.send(app, exception="text", status=500)
+            return "sent"
+
+        with serve(app) as url:
+            assert fetch(f"{url}/signal").body == b"sent"
+        assert "request.error" not in sent.one("flask_http_get")
+
     @pytest.mark.skipif(FLASK >= (2, 3), reason="Flask has signals since 2.3")
     def test_without_signals(self, receiver: Receiver) -> None:
         """Flask 2.2 without blinker has no signals: errors are recorded all the same."""

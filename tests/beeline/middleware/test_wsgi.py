@@ -587,6 +587,23 @@ class TestUntouched:
             gc.enable()
         assert sent.names == ["wsgi_http_get"]
 
+    def test_file_wrapper_whose_close_is_wrapped(self, sent: Sent) -> None:
+        """Another library may wrap a file wrapper's `close` as a function, and pass the wrapper
+        to it."""
+        closed = []
+
+        class Wrapper:
+            def close(self, reason: str = "") -> None:
+                closed.append(reason)
+
+        app = HoneyWSGIMiddleware(lambda e, s: e["wsgi.file_wrapper"]())
+        body: Any = app({"REQUEST_METHOD": "GET", "wsgi.file_wrapper": Wrapper}, lambda *_: None)
+        close = getattr(body.close, "__func__", body.close)
+        body.close = lambda: close(body, "the end")
+        body.close()
+        assert closed == ["the end"]
+        assert sent.names == ["wsgi_http_get"]
+
     def test_file_wrapper_that_takes_no_attribute(self, sent: Sent) -> None:
         """The server gets a wrapper written in C as it is; its request is sent at once."""
 

@@ -58,6 +58,12 @@ def parents(sent: Sent, name: str) -> list[str | None]:
     return [names.get(event["trace.parent_id"]) for event in sent.named(name)]
 
 
+def collect_garbage() -> None:
+    """Collect garbage as often as it takes to forget the contexts of the last collections."""
+    for _ in range(5):
+        gc.collect()
+
+
 class Worker(threading.Thread):
     """A thread that says itself what it does."""
 
@@ -162,7 +168,7 @@ class TestThread:
             assert beeline.flush(TIMEOUT)
         kept = weakref.ref(root)
         del root
-        gc.collect()
+        collect_garbage()
         assert kept() is None
         assert vars(thread).keys() - {"_target", "_args", "_kwargs"} == names
         assert any(t.name.startswith("honeycomb-sender") for t in threading.enumerate())
@@ -380,7 +386,7 @@ class TestPool:
             assert beeline.flush(TIMEOUT)
             kept = weakref.ref(root)
             del root
-            gc.collect()
+            collect_garbage()
             assert kept() is None
             assert future.done()
 
@@ -414,6 +420,126 @@ class TestPool:
         assert sorted(str(parent) for parent in parents(sent, "thread")) == [
             f"task {number}" for number in range(4) for _ in range(2)
         ]
+
+
+def wrap_as_function(thread: Any) -> None:
+    """Wrap a thread's `run` as a library does that must not refer to the thread."""
+    run = getattr(thread.run, "__func__", thread.run)
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        thread.was_wrapped = True
+        return run(threading.current_thread(), *args[1:], **kwargs)
+
+    thread.run = wrapper
+
+
+def wrap_as_method(thread: Any) -> None:
+    """Wrap a thread's `run`, and pass on the arguments that come."""
+    run = thread.run
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        thread.was_wrapped = True
+        return run(*args, **kwargs)
+
+    thread.run = wrapper
+
+
+class TestOtherLibrariesThatWrapRun:
+    @pytest.mark.parametrize("wrap", [wrap_as_function, wrap_as_method])
+    @pytest.mark.parametrize("is_installed_first", [True, False])
+    @pytest.mark.parametrize("make", [lambda: threading.Thread(target=work), Worker])
+    def test_thread_works_in_its_trace(
+        self, sent: Sent, wrap: Any, is_installed_first: bool, make: Any
+    ) -> None:
+        """Another library replaces `run` when a thread starts, inside this patch or around it: the
+        thread does its work once, in its trace and in the library's wrapper, and then keeps
+        nothing of the trace."""
+        start: Any = threading.Thread.start
+        if is_installed_first:
+            start = start.__wrapped__
+
+        def start_wrapped(thread: threading.Thread) -> None:
+            wrap(thread)
+            start(thread)
+
+        threading.Thread.start = start_wrapped  # type: ignore[method-assign]  # `patched` undoes it
+        if is_installed_first:
+            del threading.Thread._beeline_is_installed  # type: ignore[attr-defined]
+            importlib.reload(sys.modules["beeline.patch.threading"])
+        thread = make()
+        with beeline.tracer("root") as root:
+            run(thread)
+            assert beeline.flush(TIMEOUT)
+        assert parents(sent, "thread") == ["root"]
+        assert thread.was_wrapped
+        kept = weakref.ref(root)
+        del root
+        collect_garbage()
+        assert kept() is None
+
+    def test_run_of_the_class(self, sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Another library replaces `Thread.run` itself."""
+        original = threading.Thread.run
+        calls = []
+
+        def wrapper(thread: threading.Thread, *args: Any, **kwargs: Any) -> None:
+            calls.append(thread)
+            original(thread, *args, **kwargs)
+
+        monkeypatch.setattr(threading.Thread, "run", wrapper)
+        thread = threading.Thread(target=work)
+        with beeline.tracer("root"):
+            run(thread)
+        assert parents(sent, "thread") == ["root"]
+        assert calls.count(thread) == 1
+
+    def test_arguments_reach_a_run_that_takes_them(self, sent: Sent) -> None:
+        """A `run` gets the arguments that another wrapper passes to it, and no others."""
+        seen = []
+
+        class TakesArguments(threading.Thread):
+            def run(self, number: int = 0, *, name: str = "") -> None:
+                seen.append((number, name))
+                work()
+
+            def _bootstrap(self) -> None:
+                inner = self.run
+                self.run = lambda: inner(7, name="seven")  # type: ignore[method-assign]
+                super()._bootstrap()  # type: ignore[misc]
+
+        with beeline.tracer("root"):
+            run(TakesArguments())
+        assert seen == [(7, "seven")]
+        assert parents(sent, "thread") == ["root"]
+
+    @pytest.mark.skipif(find_spec("sentry_sdk") is None, reason="sentry-sdk is not installed")
+    @pytest.mark.parametrize("is_installed_first", [True, False])
+    def test_sentry(self, receiver: Receiver, is_installed_first: bool) -> None:
+        """Threads and pools work in their trace beside Sentry's patches of them."""
+        sentry = """
+import sentry_sdk
+sentry_sdk.init(dsn="http://a@127.0.0.1:9/1", transport=lambda event: None)
+"""
+        patch = "import beeline.patch.threading\n"
+        program = f"""
+{sentry + patch if is_installed_first else patch + sentry}
+import threading, beeline
+from concurrent.futures import ThreadPoolExecutor
+beeline.init()
+work = beeline.traced("thread")(lambda: None)
+with ThreadPoolExecutor(2) as pool, beeline.tracer("root"):
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    pool.submit(work).result()
+beeline.close()
+"""
+        done = run_program(receiver, program)
+        assert done.returncode == 0, done.stderr
+        root = receiver.one("root").data
+        assert [event.data["trace.parent_id"] for event in receiver.named("thread")] == [
+            root["trace.span_id"]
+        ] * 2
 
 
 class TestOthersThreads:

@@ -941,6 +941,35 @@ class TestEnds:
         assert sent.names == ["cleanup", "tornado_http_get"]
         assert len(sent.trace_ids) == 1
 
+    def test_close_callback_that_another_library_wraps(self, sent: Sent) -> None:
+        """What another library passes to the close callback that it finds reaches the
+        application's own callback."""
+        waiting, closed = threading.Event(), threading.Event()
+        reasons = []
+
+        def cleanup(reason: str = "") -> None:
+            reasons.append(reason)
+            closed.set()
+
+        def wrap_callback(connection: Any) -> None:
+            inner = connection._close_callback
+            connection.set_close_callback(lambda: inner("client left"))
+            waiting.set()
+
+        class Handler(web.RequestHandler):
+            def get(self) -> None:
+                self._auto_finish = False
+                self.request.connection.set_close_callback(cleanup)
+                IOLoop.current().add_callback(wrap_callback, self.request.connection)
+
+        with serve(at(Handler)) as url:
+            with connect(url) as client:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert waiting.wait(TIMEOUT)
+            assert closed.wait(TIMEOUT)
+        assert reasons == ["client left"]
+        assert sent.names == ["tornado_http_get"]
+
     def test_client_that_leaves_a_coroutine(self, sent: Sent) -> None:
         """A coroutine goes on when its client has left; the request is sent when it ends."""
         waiting, closed = threading.Event(), threading.Event()
