@@ -6,6 +6,8 @@ import sys
 
 from libhoney.internal import is_interrupt, warn_once
 
+__all__ = ["log", "send_all", "send_event", "stringify_exception"]
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable

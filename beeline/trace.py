@@ -28,6 +28,21 @@ from libhoney.internal import (
 )
 from libhoney.transmission import lifecycle
 
+__all__ = [
+    "MAX_INT32",
+    "SPAN_ID_BYTES",
+    "Span",
+    "SynchronousTracer",
+    "TRACE_ID_BYTES",
+    "Trace",
+    "Tracer",
+    "generate_span_id",
+    "generate_trace_id",
+    "marshal_trace_context",
+    "traced_impl",
+    "unmarshal_trace_context",
+]
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from datetime import datetime

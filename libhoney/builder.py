@@ -8,6 +8,8 @@ from libhoney import state
 from libhoney.event import Event
 from libhoney.fields import Addressed, FieldHolder, address_of, merge_given
 
+__all__ = ["Builder"]
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable

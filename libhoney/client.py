@@ -29,6 +29,8 @@ from libhoney.internal import (
     warn_once,
 )
 
+__all__ = ["Client", "IsClassicKey"]
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import queue

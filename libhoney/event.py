@@ -11,6 +11,8 @@ from libhoney import state
 from libhoney.fields import Addressed, address_of, merge, merge_given, warn_of_name
 from libhoney.internal import at_caller, describe, is_interrupt, warn_once
 
+__all__ = ["Event"]
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from libhoney.internal import is_interrupt, warn_once
 
+__all__ = ["FieldHolder"]
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable

@@ -22,6 +22,8 @@ from beeline.middleware.wsgi import SERVER_SPAN_KEY
 from beeline.propagation import Request
 from libhoney.internal import get_logger, is_interrupt
 
+__all__ = ["ASGIRequest", "HoneyASGIMiddleware"]
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -18,6 +18,8 @@ from beeline.propagation import Request
 from beeline.trace import forget_ids, record_exception
 from libhoney.internal import is_interrupt
 
+__all__ = ["COLD_START", "LambdaRequest", "beeline_wrapper"]
+
 T = TypeVar("T")
 Handler = Callable[..., Any]
 

@@ -9,6 +9,8 @@ from typing import Any, Callable
 from beeline.middleware import wsgi
 from beeline.middleware.server_span import ServerSpan
 
+__all__ = ["HoneyWSGIMiddleware"]
+
 
 class HoneyWSGIMiddleware(wsgi.HoneyWSGIMiddleware):
     """The WSGI middleware under Bottle's span names, with the route's rule as `request.route`."""

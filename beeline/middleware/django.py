@@ -40,6 +40,16 @@ from beeline.propagation import Request
 from beeline.trace import record_exception
 from libhoney.internal import is_interrupt
 
+__all__ = [
+    "DjangoRequest",
+    "HoneyDBWrapper",
+    "HoneyMiddleware",
+    "HoneyMiddlewareBase",
+    "HoneyMiddlewareHttp",
+    "HoneyMiddlewareWithPOST",
+    "trace_queries",
+]
+
 try:
     from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 except ImportError:  # an older one, which Django before 4.2 admits

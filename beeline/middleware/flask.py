@@ -21,6 +21,8 @@ from beeline.internal import warn_of_exception
 from beeline.middleware import sqlalchemy, wsgi
 from beeline.middleware.server_span import ServerSpan
 
+__all__ = ["HoneyDBMiddleware", "HoneyMiddleware", "HoneyWSGIMiddleware"]
+
 # In the environ: what `flask.g` has had, also when a teardown function has removed it.
 _G_KEY = "beeline.flask.g"
 

@@ -18,6 +18,8 @@ from beeline.middleware.query_span import (
     start_query_span,
 )
 
+__all__ = ["trace_all_engines", "trace_engine"]
+
 # On SQLAlchemy's execution context, which is one query's.
 _ATTRIBUTE = "_beeline_query"
 # On an engine's dialect, which its copies with other options share.

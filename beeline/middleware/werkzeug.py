@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from beeline.middleware import wsgi
 
+__all__ = ["HoneyWSGIMiddleware"]
+
 
 class HoneyWSGIMiddleware(wsgi.HoneyWSGIMiddleware):
     """The WSGI middleware under Werkzeug's span names."""

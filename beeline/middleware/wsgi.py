@@ -15,6 +15,8 @@ from beeline.middleware.server_span import (
 )
 from beeline.propagation import Request
 
+__all__ = ["HoneyWSGIMiddleware", "WSGIRequest"]
+
 Environ = dict[str, Any]
 WSGIApp = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 

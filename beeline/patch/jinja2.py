@@ -6,13 +6,16 @@ from typing import Any, Callable
 
 import jinja2
 import jinja2.nativetypes
-import wrapt
+from wrapt import wrap_function_wrapper
 
 import beeline
 from beeline.context import get_active
 from beeline.decorators import traced
 from beeline.internal import warn_of_exception
 from beeline.trace import Span, SpanScope, Tracer
+
+# What `from beeline.patch.jinja2 import *` gives; applications rely on it.
+__all__ = ["beeline", "wrap_function_wrapper"]
 
 _INSTALLED = "_beeline_is_installed"
 
@@ -49,7 +52,7 @@ def _runs_async(template: Any) -> bool:
     return getattr(getattr(template, "environment", None), "is_async", False)
 
 
-def _render(wrapped: Callable[..., Any], template: Any, args: Any, kwargs: Any) -> Any:
+def _render_template(wrapped: Callable[..., Any], template: Any, args: Any, kwargs: Any) -> Any:
     rendering = None if _runs_async(template) else _start(template)
     if rendering is None:
         return wrapped(*args, **kwargs)
@@ -71,11 +74,11 @@ def _work_in_steps(wrapped: Callable[..., Any], template: Any, args: Any, kwargs
 if not hasattr(jinja2.Template, _INSTALLED):
     setattr(jinja2.Template, _INSTALLED, True)
     for name, wrapper in (
-        ("Template.render", _render),
+        ("Template.render", _render_template),
         ("Template.render_async", _work_in_steps),
         ("Template.generate", _generate),
         ("Template.generate_async", _work_in_steps),
-        ("nativetypes.NativeTemplate.render", _render),
+        ("nativetypes.NativeTemplate.render", _render_template),
         ("nativetypes.NativeTemplate.render_async", _work_in_steps),
     ):
-        wrapt.wrap_function_wrapper(jinja2, name, wrapper)
+        wrap_function_wrapper(jinja2, name, wrapper)

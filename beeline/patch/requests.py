@@ -8,11 +8,15 @@ from contextvars import ContextVar
 from typing import Any, Callable
 
 import requests
-import wrapt
+from wrapt import wrap_function_wrapper
 
+import beeline
 from beeline.internal import LOGGER_NAME
 from beeline.patch.client_span import ClientSpan, start_client_span
 from libhoney.internal import get_logger, is_interrupt, warn_once
+
+# What `from beeline.patch.requests import *` gives; applications rely on it.
+__all__ = ["beeline", "request", "requests", "wrap_function_wrapper"]
 
 _INSTALLED = "_beeline_is_installed"
 
@@ -86,8 +90,8 @@ class _Exchange:
 _exchange: ContextVar[_Exchange | None] = ContextVar("beeline_requests_exchange", default=None)
 
 
-def _request(wrapped: Callable[..., Any], session: Any, args: Any, kwargs: Any) -> Any:
-    """`Session.request(method, url, ...)`, which `requests.get` and the like call."""
+def request(wrapped: Callable[..., Any], session: Any, args: Any, kwargs: Any) -> Any:
+    """Trace `Session.request(method, url, ...)`, which `requests.get` and the like call."""
     method = args[0] if args else kwargs.get("method")
     url = args[1] if len(args) > 1 else kwargs.get("url")
     span = start_client_span("requests", method, url)
@@ -162,6 +166,6 @@ def _fenced(step: Callable[[Any], Any], prepared: Any) -> Any:
 
 if not hasattr(requests.Session, _INSTALLED):
     setattr(requests.Session, _INSTALLED, True)
-    wrapt.wrap_function_wrapper(requests, "Session.request", _request)
-    wrapt.wrap_function_wrapper(requests, "Session.send", _send)
-    wrapt.wrap_function_wrapper(requests, "Session.resolve_redirects", _resolve_redirects)
+    wrap_function_wrapper(requests, "Session.request", request)
+    wrap_function_wrapper(requests, "Session.send", _send)
+    wrap_function_wrapper(requests, "Session.resolve_redirects", _resolve_redirects)

@@ -11,11 +11,14 @@ import threading
 from contextvars import Context
 from typing import Any, Callable
 
-import wrapt
+from wrapt import wrap_function_wrapper
 
+import beeline
 from beeline.context import Held, get_active
 from beeline.internal import call_original, warn_of_exception
 from beeline.trace import Span
+
+__all__ = ["beeline"]
 
 _INSTALLED = "_beeline_is_installed"
 # Their threads work for whoever comes, not for the one in whose trace they were started.
@@ -104,5 +107,5 @@ def _submit(wrapped: Callable[..., Any], pool: Any, args: Any, kwargs: Any) -> A
 
 if not hasattr(threading.Thread, _INSTALLED):
     setattr(threading.Thread, _INSTALLED, True)
-    wrapt.wrap_function_wrapper(threading, "Thread.start", _start)
-    wrapt.wrap_function_wrapper(concurrent.futures, "ThreadPoolExecutor.submit", _submit)
+    wrap_function_wrapper(threading, "Thread.start", _start)
+    wrap_function_wrapper(concurrent.futures, "ThreadPoolExecutor.submit", _submit)

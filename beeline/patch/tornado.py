@@ -11,15 +11,20 @@ from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from typing import Any, Callable
 
-import wrapt
+import tornado
 from tornado import routing, web, websocket
+from wrapt import wrap_function_wrapper
 
+import beeline
 from beeline.context import activate, get_active
 from beeline.internal import call_original
 from beeline.middleware.server_span import ServerSpan, request_fields, start_server_span
 from beeline.propagation import Request
 from beeline.trace import Span
 from libhoney.internal import is_interrupt
+
+# What `from beeline.patch.tornado import *` gives; applications rely on it.
+__all__ = ["beeline", "tornado", "wrap_function_wrapper"]
 
 _INSTALLED = "_beeline_is_installed"
 # Where the parts of Tornado that work on a request find its exchange.
@@ -313,9 +318,9 @@ def _matching_rules(router: Any, handler_class: type, request: Any) -> Iterator[
 
 if not hasattr(web.RequestHandler, _INSTALLED):
     setattr(web.RequestHandler, _INSTALLED, True)
-    wrapt.wrap_function_wrapper(web, "_HandlerDelegate.execute", _execute_delegate)
-    wrapt.wrap_function_wrapper(web, "_HandlerDelegate.data_received", _data_received)
-    wrapt.wrap_function_wrapper(web, "_HandlerDelegate.on_connection_close", _connection_closed)
-    wrapt.wrap_function_wrapper(web, "RequestHandler._execute", _execute)
-    wrapt.wrap_function_wrapper(web, "RequestHandler._handle_request_exception", _handle_exception)
-    wrapt.wrap_function_wrapper(web, "RequestHandler.finish", _finish)
+    wrap_function_wrapper(web, "_HandlerDelegate.execute", _execute_delegate)
+    wrap_function_wrapper(web, "_HandlerDelegate.data_received", _data_received)
+    wrap_function_wrapper(web, "_HandlerDelegate.on_connection_close", _connection_closed)
+    wrap_function_wrapper(web, "RequestHandler._execute", _execute)
+    wrap_function_wrapper(web, "RequestHandler._handle_request_exception", _handle_exception)
+    wrap_function_wrapper(web, "RequestHandler.finish", _finish)

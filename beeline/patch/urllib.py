@@ -12,12 +12,16 @@ from contextvars import ContextVar
 from typing import Any, Callable
 from urllib.error import HTTPError
 
-import wrapt
+from wrapt import wrap_function_wrapper
 
+import beeline
 from beeline.context import get_active
 from beeline.internal import warn_of_exception
 from beeline.patch.client_span import ClientSpan, start_client_span
 from libhoney.internal import is_interrupt
+
+# What `from beeline.patch.urllib import *` gives; applications rely on it.
+__all__ = ["beeline", "urllib", "wrap_function_wrapper"]
 
 _INSTALLED = "_beeline_is_installed"
 _is_http = re.compile("https?:", re.IGNORECASE).match
@@ -149,5 +153,5 @@ def _record(span: ClientSpan, response: Any) -> None:
 
 if not hasattr(urllib.request.OpenerDirector, _INSTALLED):
     setattr(urllib.request.OpenerDirector, _INSTALLED, True)
-    wrapt.wrap_function_wrapper(urllib.request, "OpenerDirector.open", _open)
-    wrapt.wrap_function_wrapper(urllib.request, "OpenerDirector._open", _send)
+    wrap_function_wrapper(urllib.request, "OpenerDirector.open", _open)
+    wrap_function_wrapper(urllib.request, "OpenerDirector._open", _send)

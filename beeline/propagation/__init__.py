@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
+__all__ = ["DictRequest", "PropagationContext", "Request", "propagate_dataset"]
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any

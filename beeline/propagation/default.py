@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from beeline.propagation import PropagationContext, Request, honeycomb, w3c
 
+__all__ = ["http_trace_parser_hook", "http_trace_propagation_hook"]
+
 
 def http_trace_parser_hook(request: Request) -> PropagationContext | None:
     """Return the context of `X-Honeycomb-Trace`, else that of `traceparent`, else None."""

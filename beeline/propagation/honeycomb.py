@@ -14,6 +14,14 @@ from beeline.internal import LOGGER_NAME
 from beeline.propagation import PropagationContext, Request
 from libhoney.internal import get_logger, is_interrupt, warn_of_trouble
 
+__all__ = [
+    "http_trace_parser_hook",
+    "http_trace_propagation_hook",
+    "marshal_propagation_context",
+    "unmarshal_propagation_context",
+    "unmarshal_propagation_context_with_dataset",
+]
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Optional

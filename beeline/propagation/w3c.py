@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from beeline.propagation import PropagationContext, Request
 
+__all__ = [
+    "http_trace_parser_hook",
+    "http_trace_propagation_hook",
+    "marshal_traceparent",
+    "marshal_tracestate",
+    "unmarshal_traceparent",
+    "unmarshal_tracestate",
+]
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any

@@ -14,6 +14,8 @@ import beeline.propagation
 import beeline.trace
 import beeline.version
 from beeline.propagation import default, honeycomb, w3c
+from tests.receiver import Receiver
+from tests.servers.helpers import run_program
 
 
 def _parameters(function: Any) -> str:
@@ -155,6 +157,65 @@ def test_modules_keep_their_names() -> None:
     ):
         for name in names.split():
             assert hasattr(module, name), f"{module.__name__}.{name}"
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("beeline.patch.jinja2", "beeline wrap_function_wrapper"),
+        ("beeline.patch.requests", "beeline request requests wrap_function_wrapper"),
+        ("beeline.patch.threading", "beeline"),
+        ("beeline.patch.tornado", "beeline tornado wrap_function_wrapper"),
+        ("beeline.patch.urllib", "beeline urllib wrap_function_wrapper"),
+        ("beeline.middleware.asgi", "ASGIRequest HoneyASGIMiddleware"),
+        ("beeline.middleware.awslambda", "COLD_START LambdaRequest beeline_wrapper"),
+        ("beeline.middleware.bottle", "HoneyWSGIMiddleware"),
+        (
+            "beeline.middleware.django",
+            "DjangoRequest HoneyDBWrapper HoneyMiddleware HoneyMiddlewareBase "
+            "HoneyMiddlewareHttp HoneyMiddlewareWithPOST trace_queries",
+        ),
+        ("beeline.middleware.flask", "HoneyDBMiddleware HoneyMiddleware HoneyWSGIMiddleware"),
+        ("beeline.middleware.sqlalchemy", "trace_all_engines trace_engine"),
+        ("beeline.middleware.werkzeug", "HoneyWSGIMiddleware"),
+        ("beeline.middleware.wsgi", "HoneyWSGIMiddleware WSGIRequest"),
+        ("beeline.propagation", "DictRequest PropagationContext Request propagate_dataset"),
+        ("beeline.aiotrace", "AsyncioTracer traced_impl untraced"),
+        ("beeline.internal", "log send_all send_event stringify_exception"),
+    ],
+)
+def test_star_import_gives_these_names(receiver: Receiver, module: str, names: str) -> None:
+    """`from ... import *`, as applications write it for patches, gives the public names and none
+    that this library imports for itself, which would replace the application's."""
+    program = f"""
+names = {{}}
+exec("from {module} import *", names)
+print(*sorted(names.keys() - {{"__builtins__"}}))
+"""
+    done = run_program(receiver, program, DJANGO_SETTINGS_MODULE="django.conf.global_settings")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == names.split()
+
+
+def test_patch_imported_by_star_leaves_names_of_the_application(receiver: Receiver) -> None:
+    """What the application has imported before is its own after it; `beeline` is there."""
+    program = """
+from copy import copy
+import re as regex
+from beeline import traced
+from beeline.patch.jinja2 import *
+from beeline.patch.requests import *
+from beeline.patch.threading import *
+from beeline.patch.tornado import *
+from beeline.patch.urllib import *
+assert copy([1]) == [1]
+beeline.init()
+traced("span name")(lambda: 1)()
+beeline.close()
+"""
+    done = run_program(receiver, program)
+    assert done.returncode == 0, done.stderr
+    assert receiver.one("span name")
 
 
 def test_span_keeps_its_surface(app: Any) -> None:
