@@ -25,10 +25,10 @@ except Exception as error:
 
 from beeline import core, decorators
 from beeline.aiotrace import AsyncioTracer
-from beeline.core import USER_AGENT_ADDITION, Beeline
+from beeline.core import USER_AGENT_ADDITION, Beeline, in_async_code
 from beeline.noop import NOOP_SPAN, NoopSpan
-from beeline.trace import Span, SpanScope, SynchronousTracer
-from libhoney.client import DEFAULT_API_HOST
+from beeline.trace import Span, SpanScope, SynchronousTracer, traced_impl
+from libhoney.client import DEFAULT_API_HOST, Client, IsClassicKey
 from libhoney.internal import find_caller
 
 TYPE_CHECKING = False
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncioTracer",
     "Beeline",
+    "Client",
+    "IsClassicKey",
     "NoopSpan",
     "SynchronousTracer",
     "USER_AGENT_ADDITION",
@@ -63,6 +65,7 @@ __all__ = [
     "get_responses_queue",
     "http_trace_parser_hook",
     "http_trace_propagation_hook",
+    "in_async_code",
     "init",
     "marshal_trace_context",
     "new_event",
@@ -75,10 +78,13 @@ __all__ = [
     "start_span",
     "start_trace",
     "traced",
+    "traced_impl",
     "traced_thread",
     "tracer",
     "untraced",
 ]
+
+__version__ = VERSION
 
 _GBL: Beeline | None = None
 _INITPID: int | None = None

@@ -182,7 +182,7 @@ class Beeline:
             }
         )
         self.tracer_impl: Tracer = (
-            AsyncioTracer(self.client) if _in_event_loop() else SynchronousTracer(self.client)
+            AsyncioTracer(self.client) if in_async_code() else SynchronousTracer(self.client)
         )
         self.tracer_impl.register_hooks(
             presend=presend_hook,
@@ -325,7 +325,8 @@ def _hostname() -> str:
         return os.environ.get("HOSTNAME", "")
 
 
-def _in_event_loop() -> bool:
+def in_async_code() -> bool:
+    """Tell whether an event loop runs here."""
     # Not imported for this: where asyncio is not imported, no loop runs.
     asyncio = sys.modules.get("asyncio")
     return asyncio is not None and asyncio._get_running_loop() is not None

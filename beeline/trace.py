@@ -1083,7 +1083,10 @@ def traced_impl(
     trace_id: str | None = None,
     parent_id: str | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator that runs a function inside `tracer_fn(name, trace_id, parent_id)`."""
+    """Return a decorator that runs a function inside what `tracer_fn` returns.
+
+    `tracer_fn` is called each time with `name`, `trace_id` and `parent_id`, as `beeline.tracer` is.
+    """
     from beeline.decorators import traced
 
-    return traced(lambda: tracer_fn(name, trace_id=trace_id, parent_id=parent_id))
+    return traced(lambda: tracer_fn(name=name, trace_id=trace_id, parent_id=parent_id))

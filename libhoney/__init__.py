@@ -41,6 +41,8 @@ __all__ = [
     "transmission",
 ]
 
+__version__ = VERSION
+
 
 def init(
     writekey: str = "",

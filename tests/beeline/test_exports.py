@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from typing import Any
 
@@ -13,6 +14,8 @@ import beeline.internal
 import beeline.propagation
 import beeline.trace
 import beeline.version
+import libhoney
+import libhoney.version
 from beeline.propagation import default, honeycomb, w3c
 from tests.receiver import Receiver
 from tests.servers.helpers import run_program
@@ -33,6 +36,7 @@ def test_all_is_sorted_and_complete() -> None:
     assert all(hasattr(beeline, name) for name in beeline.__all__)
     assert set(beeline.__all__) == {
         *("USER_AGENT_ADDITION", "VERSION", "AsyncioTracer", "Beeline", "NoopSpan"),
+        *("Client", "IsClassicKey", "in_async_code", "traced_impl"),
         "SynchronousTracer",
         *("add", "add_context", "add_context_field", "add_field", "add_rollup_field"),
         *("add_trace_field", "close", "finish_span", "finish_trace", "flush", "get_beeline"),
@@ -157,6 +161,56 @@ def test_modules_keep_their_names() -> None:
     ):
         for name in names.split():
             assert hasattr(module, name), f"{module.__name__}.{name}"
+
+
+def test_versions() -> None:
+    """Both packages tell their version under the usual name as well."""
+    assert beeline.__version__ == beeline.VERSION == beeline.version.VERSION
+    assert libhoney.__version__ == libhoney.VERSION == libhoney.version.VERSION
+
+
+def test_names_of_libhoney_in_beeline() -> None:
+    """Applications import the client, and the test for a classic key, from here too."""
+    assert beeline.Client is libhoney.Client
+    assert beeline.IsClassicKey is libhoney.IsClassicKey
+
+
+def test_in_async_code() -> None:
+    """`in_async_code` tells whether an event loop runs."""
+
+    async def ask() -> bool:
+        return beeline.in_async_code()
+
+    assert not beeline.in_async_code()
+    assert asyncio.run(ask())
+
+
+def test_traced_impl_makes_decorators(app: Any) -> None:
+    """An application's own decorator is built on `traced_impl` and `beeline.tracer`, or on any
+    function that takes the same names."""
+
+    def traced(prefix: str) -> Any:
+        def decorate(fn: Any) -> Any:
+            return beeline.traced_impl(beeline.tracer, f"{prefix}.{fn.__name__}", None, None)(fn)
+
+        return decorate
+
+    def tracer_of_application(**arguments: Any) -> Any:
+        return beeline.tracer(**{**arguments, "name": f"own {arguments['name']}"})
+
+    @traced("shop")
+    def buy() -> int:
+        return 7
+
+    assert buy() == 7
+    assert beeline.traced_impl(tracer_of_application, "pay", None, None)(buy)() == 7
+    assert app.one("own pay")
+    assert app.names().count("shop.buy") == 2
+
+
+def test_traced_impl_before_init() -> None:
+    """What `traced_impl` decorates before `init` is called as it is."""
+    assert beeline.traced_impl(beeline.tracer, "name", None, None)(lambda: 7)() == 7
 
 
 @pytest.mark.parametrize(
