@@ -11,7 +11,7 @@ import requests
 from wrapt import wrap_function_wrapper
 
 import beeline
-from beeline.internal import LOGGER_NAME
+from beeline.internal import LOGGER_NAME, warn_of_exception
 from beeline.patch.client_span import ClientSpan, start_client_span
 from libhoney.internal import get_logger, is_interrupt, warn_once
 
@@ -91,13 +91,32 @@ _exchange: ContextVar[_Exchange | None] = ContextVar("beeline_requests_exchange"
 
 
 def request(wrapped: Callable[..., Any], session: Any, args: Any, kwargs: Any) -> Any:
-    """Trace `Session.request(method, url, ...)`, which `requests.get` and the like call."""
+    """Trace `Session.request(method, url, ...)`, which `requests.get` and the like call.
+
+    It is a wrapper for `wrap_function_wrapper`. Applications may install it on sessions of other
+    libraries, too: `send` of those is not wrapped, so that their requests get the trace's headers
+    here.
+    """
     method = args[0] if args else kwargs.get("method")
     url = args[1] if len(args) > 1 else kwargs.get("url")
     span = start_client_span("requests", method, url)
     if span is None:
         return wrapped(*args, **kwargs)
+    if not isinstance(session, requests.Session):
+        kwargs = _add_headers(kwargs, span.headers_for(url))
     return _Exchange(session, span).run(wrapped, args, kwargs)
+
+
+def _add_headers(kwargs: dict[str, Any], headers: dict[str, str]) -> dict[str, Any]:
+    """Return arguments of a request with the trace's headers, except those that it sets itself."""
+    own = kwargs.get("headers")
+    try:
+        names = {str(name).lower() for name in own or ()}
+        missing = {name: value for name, value in headers.items() if name.lower() not in names}
+        return {**kwargs, "headers": {**missing, **(own or {})}} if missing else kwargs
+    except Exception:
+        warn_of_exception("a request is sent without its trace's headers")
+        return kwargs
 
 
 def _send(wrapped: Callable[..., Any], session: Any, args: Any, kwargs: Any) -> Any:

@@ -17,14 +17,15 @@ from wrapt import wrap_function_wrapper
 
 import beeline
 from beeline.context import activate, get_active
-from beeline.internal import call_original
+from beeline.internal import call_original, warn_of_exception
+from beeline.masking import exception_text
 from beeline.middleware.server_span import ServerSpan, request_fields, start_server_span
 from beeline.propagation import Request
 from beeline.trace import Span
 from libhoney.internal import is_interrupt
 
 # What `from beeline.patch.tornado import *` gives; applications rely on it.
-__all__ = ["beeline", "tornado", "wrap_function_wrapper"]
+__all__ = ["beeline", "log_exception", "log_request", "tornado", "wrap_function_wrapper"]
 
 _INSTALLED = "_beeline_is_installed"
 # Where the parts of Tornado that work on a request find its exchange.
@@ -263,6 +264,47 @@ def _connection_closed(wrapped: Callable[..., Any], delegate: Any, args: Any, kw
     if exchange is None:
         return wrapped(*args, **kwargs)
     return exchange.close(getattr(delegate, "handler", None), lambda: wrapped(*args, **kwargs))
+
+
+def log_request(wrapped: Callable[..., Any], application: Any, args: Any, kwargs: Any) -> Any:
+    """Trace `Application.log_request(handler)`.
+
+    A wrapper for `wrap_function_wrapper`, for applications that install it on a method of their
+    own. It sends an event for a request that has no trace; others have a span.
+    """
+    handler = args[0] if args else kwargs.get("handler")
+    _send_untraced(
+        handler,
+        lambda: {
+            "duration_ms": handler.request.request_time() * 1e3,
+            "response.status_code": handler.get_status(),
+        },
+    )
+    return wrapped(*args, **kwargs)
+
+
+def log_exception(wrapped: Callable[..., Any], handler: Any, args: Any, kwargs: Any) -> Any:
+    """Trace `RequestHandler.log_exception(typ, value, tb)`, as `log_request` traces requests."""
+    error = args[1] if len(args) > 1 else kwargs.get("value")
+    if isinstance(error, BaseException):
+        _send_untraced(
+            handler,
+            lambda: {
+                "request.error": str(type(error)),
+                "request.error_detail": exception_text(error),
+            },
+        )
+    return wrapped(*args, **kwargs)
+
+
+def _send_untraced(handler: Any, describe: Callable[[], dict[str, Any]]) -> None:
+    """Send an event of a request that has no trace; never raise."""
+    try:
+        if _exchange_of(handler) is None:
+            incoming = TornadoRequest(handler.request, type(handler))
+            beeline.send_now({**incoming.request_context(), **describe()})
+    except Exception:
+        warn_of_exception("a request is not logged")
 
 
 def _start_exchange(delegate: Any) -> _Exchange | None:

@@ -47,13 +47,14 @@ class _Call:
         seen = getattr(request, "redirect_dict", None)
         return seen is not None and seen is getattr(self.request, "redirect_dict", None)
 
-    def put_headers(self, opener: Any, request: urllib.request.Request) -> None:
+    def put_headers(self, request: urllib.request.Request, opener: Any = None) -> None:
         """Put the trace's headers on a request of ours, where its host may have them.
 
         A redirect does not take them along.
         """
         try:
-            theirs = {name.lower() for name, _ in (*request.header_items(), *opener.addheaders)}
+            added = getattr(opener, "addheaders", ())
+            theirs = {name.lower() for name, _ in (*request.header_items(), *added)}
             for name, value in self._span.headers_for(request.full_url).items():
                 if name.lower() not in theirs:
                     request.add_unredirected_header(name, value)
@@ -93,6 +94,22 @@ def _open(wrapped: Callable[..., Any], opener: Any, args: Any, kwargs: Any) -> A
     return call.run(wrapped, (), {name: kwargs[name] for name in kwargs if name != "fullurl"})
 
 
+def _urllibopen(wrapped: Callable[..., Any], instance: Any, args: Any, kwargs: Any) -> Any:
+    """Trace `urlopen(url, data=None, ...)`.
+
+    A wrapper for `wrap_function_wrapper`, for applications that install it on functions like
+    `urlopen`. Where the function calls an opener, the request has one span all the same.
+    """
+    target = args[0] if args else kwargs.get("url")
+    call = _start(target, args[1] if len(args) > 1 else kwargs.get("data"))
+    if call is None:
+        return wrapped(*args, **kwargs)
+    call.put_headers(call.request)
+    if args:
+        return call.run(wrapped, args[1:], kwargs)
+    return call.run(wrapped, (), {name: kwargs[name] for name in kwargs if name != "url"})
+
+
 def _send(wrapped: Callable[..., Any], opener: Any, args: Any, kwargs: Any) -> Any:
     """`OpenerDirector._open(req, data=None)`: every handler has seen the request, which goes."""
     call = _call.get()
@@ -102,7 +119,7 @@ def _send(wrapped: Callable[..., Any], opener: Any, args: Any, kwargs: Any) -> A
             call.awaits_send = False
             call.request = request
         if call.makes(request):
-            call.put_headers(opener, request)
+            call.put_headers(request, opener)
     return wrapped(*args, **kwargs)
 
 

@@ -219,7 +219,10 @@ def test_traced_impl_before_init() -> None:
         ("beeline.patch.jinja2", "beeline wrap_function_wrapper"),
         ("beeline.patch.requests", "beeline request requests wrap_function_wrapper"),
         ("beeline.patch.threading", "beeline"),
-        ("beeline.patch.tornado", "beeline tornado wrap_function_wrapper"),
+        (
+            "beeline.patch.tornado",
+            "beeline log_exception log_request tornado wrap_function_wrapper",
+        ),
         ("beeline.patch.urllib", "beeline urllib wrap_function_wrapper"),
         ("beeline.middleware.asgi", "ASGIRequest HoneyASGIMiddleware"),
         ("beeline.middleware.awslambda", "COLD_START LambdaRequest beeline_wrapper"),

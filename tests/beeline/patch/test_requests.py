@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,9 +16,11 @@ import pytest
 import requests
 import responses
 from requests.auth import AuthBase, HTTPDigestAuth
+from wrapt import wrap_function_wrapper
 
 import beeline
 import beeline.patch.requests
+from beeline.patch.requests import request
 from beeline.propagation import w3c
 from tests.servers.helpers import ROOT, Sent
 
@@ -536,6 +539,50 @@ class TestSecrets:
             requests.get(url.format(port=closed_port), timeout=9)
         assert "hunter2" not in str(sent.one("requests_get"))
         assert sent.one("requests_get")["request.error"]
+
+
+class TestInstalledByTheApplication:
+    @pytest.mark.parametrize("headers", [None, {"X-Own": "1"}])
+    def test_session_of_another_library(
+        self, sent: Sent, upstream: Upstream, headers: dict[str, str] | None
+    ) -> None:
+        """An application installs the wrapper on the session of another library: each request has
+        a span and the trace's header, and the caller's headers stay as they are."""
+
+        class Session:
+            def request(self, method: str, url: str, **options: Any) -> Any:
+                headers = options.get("headers") or {}
+                prepared = urllib.request.Request(url, None, headers, method=method)
+                return urllib.request.build_opener().open(prepared, timeout=9)
+
+        wrap_function_wrapper(Session, "request", request)
+        given = dict(headers) if headers else None
+        with beeline.tracer("work"):
+            Session().request("GET", f"{upstream.url}/x", headers=given).close()
+        assert given == headers
+        span = sent.one("requests_GET")
+        assert upstream.parents() == [span["trace.span_id"]]
+        assert upstream.asked[0]["headers"].get("x-own") == ("1" if headers else None)
+
+    def test_own_header(self, sent: Sent) -> None:
+        """A request that sets the header itself, is outside a trace or goes to a host that may not
+        get the header is made as it is."""
+        calls: list[Any] = []
+
+        class Session:
+            def request(self, *args: Any, **kwargs: Any) -> None:
+                calls.append(kwargs)
+
+        wrap_function_wrapper(Session, "request", request)
+        own = {HEADER.lower(): "own"}
+        Session().request("GET", "http://shop.example/")
+        with beeline.tracer("work"):
+            Session().request("GET", "http://shop.example/", headers=own)
+            Session().request("GET", "http://shop.example/", headers=7)
+        sent.init(propagate_to=[])
+        with beeline.tracer("work"):
+            Session().request("GET", "http://shop.example/")
+        assert calls == [{}, {"headers": own}, {"headers": 7}, {}]
 
 
 class TestInstallation:

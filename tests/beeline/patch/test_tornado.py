@@ -24,10 +24,12 @@ import pytest
 import tornado.websocket
 from tornado import gen, httpserver, httputil, iostream, routing, web, wsgi
 from tornado.ioloop import IOLoop
+from wrapt import wrap_function_wrapper
 
 import beeline
 import beeline.patch.tornado
 from beeline.middleware.wsgi import HoneyWSGIMiddleware
+from beeline.patch.tornado import log_exception, log_request
 from beeline.propagation import Request
 from libhoney.transmission import TornadoTransmission
 from tests.servers.helpers import TIMEOUT, Reply, Sent, fetch, listening_socket
@@ -100,6 +102,57 @@ class Hello(web.RequestHandler):
 class Failing(web.RequestHandler):
     def get(self) -> None:
         raise ValueError("out of stock")
+
+
+class TestInstalledByTheApplication:
+    """The wrappers of 3.6.0, which an application may install on its own classes."""
+
+    def test_request_without_a_trace(self, sent: Sent) -> None:
+        """A request that has no trace, as one to a WebSocket handler, sends an event."""
+
+        class Application(web.Application):
+            def log_request(self, handler: web.RequestHandler) -> None:
+                logged.append(handler.get_status())
+
+        logged: list[int] = []
+        wrap_function_wrapper(Application, "log_request", log_request)
+        app = Application([("/hello", Hello), ("/socket", tornado.websocket.WebSocketHandler)])
+        with serve(app) as url:
+            assert fetch(f"{url}/hello").status == 200
+            assert fetch(f"{url}/socket?x=1").status == 400
+        assert logged == [200, 400]
+        (event,) = [event for event in sent.events if event["request.path"] == "/socket"]
+        assert {
+            "name": "tornado_http_get",
+            "request.query": "x=1",
+            "response.status_code": 400,
+            "tornado.handler": "WebSocketHandler",
+        }.items() <= event.items()
+        assert 0 < event["duration_ms"] < TIMEOUT * 1e3
+        assert "trace.trace_id" not in event
+        assert len(sent.events) == 2
+
+    def test_exception_without_a_trace(self, sent: Sent) -> None:
+        """So does an exception; that of a request with a trace is on its span alone."""
+
+        class FailingSocket(tornado.websocket.WebSocketHandler):
+            def prepare(self) -> None:
+                raise ValueError("out of stock")
+
+        class FailingHandler(Failing):
+            pass
+
+        for kind in (FailingSocket, FailingHandler):
+            wrap_function_wrapper(kind, "log_exception", log_exception)
+        app = web.Application([("/socket", FailingSocket), ("/fail", FailingHandler)])
+        with serve(app) as url:
+            assert fetch(f"{url}/socket").status == 500
+            assert fetch(f"{url}/fail").status == 500
+        event, span = sent.events
+        assert event["request.path"] == "/socket"
+        assert event["request.error"] == span["request.error"] == str(ValueError)
+        assert event["request.error_detail"] == span["request.error_detail"] == "out of stock"
+        assert "trace.trace_id" in span.keys() - event.keys()
 
 
 class TestFields:

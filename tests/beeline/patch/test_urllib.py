@@ -10,17 +10,20 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Callable
-from http.client import InvalidURL
+from http.client import HTTPConnection, InvalidURL
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import OpenerDirector, Request, build_opener, urlopen
 
 import pytest
+from wrapt import wrap_function_wrapper
 
 import beeline
 import beeline.patch.urllib
+from beeline.patch.urllib import _urllibopen
 from beeline.propagation import w3c
 from tests.servers.helpers import ROOT, Sent
 
@@ -549,6 +552,51 @@ class TestRequestsOfOneCall:
         spans = [span["trace.span_id"] for span in sent.named("urllib_GET")]
         assert upstream.parents() == spans
         assert len(spans) == 2
+
+
+class TestInstalledByTheApplication:
+    def test_function_like_urlopen(self, sent: Sent, upstream: Upstream) -> None:
+        """An application installs the wrapper on a function of its own: each call has one span,
+        and its request, a copy of the caller's, has the trace's header."""
+
+        def fetch(url: Any, data: Any = None, **options: Any) -> bytes:
+            parts = urlsplit(url.full_url)
+            connection = HTTPConnection(parts.netloc, **options)
+            connection.request(url.get_method(), parts.path, data, dict(url.header_items()))
+            with connection.getresponse() as response:
+                return response.read()
+
+        application = SimpleNamespace(fetch=fetch)
+        wrap_function_wrapper(application, "fetch", _urllibopen)
+        request = Request(f"{upstream.url}/two")
+        with beeline.tracer("work"):
+            assert application.fetch(f"{upstream.url}/one", timeout=9) == b"/one"
+            assert application.fetch(url=request, timeout=9) == b"/two"
+        spans = sent.named("urllib_GET")
+        assert [span["request.uri"] for span in spans] == [f"{upstream.url}/one", request.full_url]
+        assert upstream.parents() == [span["trace.span_id"] for span in spans]
+        assert not request.header_items()
+
+    def test_function_that_calls_urlopen(self, sent: Sent, upstream: Upstream) -> None:
+        """Where what it is installed on calls `urlopen`, there is still one span, and one header
+        on each request."""
+        application = SimpleNamespace(open=urlopen)
+        wrap_function_wrapper(application, "open", _urllibopen)
+        with beeline.tracer("work"):
+            application.open(f"{upstream.url}/to/302?{upstream.url}/end", timeout=9).close()
+        span = sent.one("urllib_GET")
+        assert upstream.parents() == [span["trace.span_id"]] * 2
+        assert span["response.status_code"] == 200
+
+    def test_outside_a_trace(self, sent: Sent) -> None:
+        """Outside a trace the function is called as it is, also with what is no URL."""
+        application = SimpleNamespace(open=lambda *args, **kwargs: (args, kwargs))
+        wrap_function_wrapper(application, "open", _urllibopen)
+        assert application.open(1, two=3) == ((1,), {"two": 3})
+        with beeline.tracer("work"):
+            assert application.open(1, two=3) == ((1,), {"two": 3})
+            assert application.open() == ((), {})
+        assert sent.names == ["work"]
 
 
 class TestInstallation:
