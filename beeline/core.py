@@ -326,7 +326,7 @@ def _hostname() -> str:
 
 
 def in_async_code() -> bool:
-    """Tell whether an event loop runs here."""
+    """Return whether an event loop runs here."""
     # Not imported for this: where asyncio is not imported, no loop runs.
     asyncio = sys.modules.get("asyncio")
     return asyncio is not None and asyncio._get_running_loop() is not None

@@ -70,8 +70,11 @@ class HoneyWSGIMiddleware(wsgi.HoneyWSGIMiddleware):
         return _route(request) if request is not None else {}
 
 
-class HoneyDBMiddleware:
-    """Gives each query of SQLAlchemy a span inside a trace, whatever application makes it."""
+class HoneyDBMiddleware(sqlalchemy.QueryListener):
+    """Gives each query of SQLAlchemy a span inside a trace, whatever application makes it.
+
+    A subclass may override the methods that take SQLAlchemy's events.
+    """
 
     def __init__(self, app: flask.Flask | None = None) -> None:
         self.app = app
@@ -79,8 +82,16 @@ class HoneyDBMiddleware:
             self.init_app(app)
 
     def init_app(self, app: flask.Flask) -> None:
-        """Begin; one listener serves all applications and engines of the process."""
-        sqlalchemy.trace_all_engines("flask_db_query")
+        """Begin to trace queries.
+
+        One listener serves all applications and engines of the process; a subclass that overrides
+        a method takes the events as well.
+        """
+        is_custom = any(
+            getattr(type(self), name) is not getattr(HoneyDBMiddleware, name)
+            for name in ("before_cursor_execute", "after_cursor_execute", "handle_error")
+        )
+        sqlalchemy.trace_all_engines("flask_db_query", self if is_custom else None)
 
 
 def _wrap_handle_exception() -> None:

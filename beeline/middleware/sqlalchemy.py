@@ -32,13 +32,14 @@ def trace_engine(engine: Any, name: str = "sqlalchemy_query") -> None:
     """Give each query of an engine a span of this name; an async engine's too."""
     engine = getattr(engine, "sync_engine", engine)
     setattr(engine.dialect, _NAME, name)
-    _listen(engine)
+    _listen(engine, _listener)
 
 
-def trace_all_engines(name: str) -> None:
+def trace_all_engines(name: str, listener: QueryListener | None = None) -> None:
     """Give each query of every engine, also of later ones, a span of this name.
 
-    An engine given to `trace_engine` keeps its own. Where SQLAlchemy is not installed, do nothing.
+    An engine given to `trace_engine` keeps its own name. SQLAlchemy's events go to `listener`
+    where one is given. Where SQLAlchemy is not installed, do nothing.
     """
     global _name_for_all
     try:
@@ -46,25 +47,72 @@ def trace_all_engines(name: str) -> None:
     except ImportError:
         return
     _name_for_all = name
-    _listen(Engine)
+    _listen(Engine, listener or _listener)
 
 
-def _listen(target: Any) -> None:
+class QueryListener:
+    """Takes the events of queries from SQLAlchemy. No method raises of itself.
+
+    The span of a query is with its execution context: there is one, however many listeners take
+    its events.
+    """
+
+    def before_cursor_execute(
+        self,
+        conn: Any,
+        cursor: Any,
+        statement: str,
+        parameters: Any,
+        context: Any,
+        executemany: bool,
+    ) -> None:
+        """Start the span of a query."""
+        try:
+            _start(conn, statement, parameters, context)
+        except Exception:
+            warn_of_exception("a query is not traced")
+
+    def after_cursor_execute(
+        self,
+        conn: Any,
+        cursor: Any,
+        statement: str,
+        parameters: Any,
+        context: Any,
+        executemany: bool,
+    ) -> None:
+        """Finish the span of a query."""
+        try:
+            query = _take(context)
+            if query is not None:
+                query.finish_with(lambda: result_fields(cursor))
+        except Exception:
+            warn_of_exception("a query is not traced")
+
+    def handle_error(self, context: Any) -> None:
+        """Finish the span of a query that failed; an error outside a query, as in connecting, has
+        none."""
+        try:
+            query = _take(context.execution_context)
+            if query is not None:
+                error = context.original_exception
+                # A cancelled query's has no text.
+                query.finish_with(
+                    lambda: {"db.error": exception_text(error) or type(error).__name__}
+                )
+        except Exception:
+            warn_of_exception("a query is not traced")
+
+
+_listener = QueryListener()
+
+
+def _listen(target: Any, listener: QueryListener) -> None:
     from sqlalchemy import event
 
-    if not event.contains(target, "before_cursor_execute", _before_query):
-        event.listen(target, "before_cursor_execute", _before_query)
-        event.listen(target, "after_cursor_execute", _after_query)
-        event.listen(target, "handle_error", _after_error)
-
-
-def _before_query(
-    connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
-) -> None:
-    try:
-        _start(connection, statement, parameters, context)
-    except Exception:
-        warn_of_exception("a query is not traced")
+    if not event.contains(target, "before_cursor_execute", listener.before_cursor_execute):
+        for name in ("before_cursor_execute", "after_cursor_execute", "handle_error"):
+            event.listen(target, name, getattr(listener, name))
 
 
 def _start(connection: Any, statement: str, parameters: Any, context: Any) -> None:
@@ -79,29 +127,6 @@ def _start(connection: Any, statement: str, parameters: Any, context: Any) -> No
     span = start_query_span(name, statement, lambda: _query_args(parameters))
     if span is not None:
         setattr(context, _ATTRIBUTE, span)
-
-
-def _after_query(
-    connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
-) -> None:
-    try:
-        query = _take(context)
-        if query is not None:
-            query.finish_with(lambda: result_fields(cursor))
-    except Exception:
-        warn_of_exception("a query is not traced")
-
-
-def _after_error(error_context: Any) -> None:
-    """Finish the query's span; an error outside a query, as in connecting, has none."""
-    try:
-        query = _take(error_context.execution_context)
-        if query is not None:
-            error = error_context.original_exception
-            # A cancelled query's has no text.
-            query.finish_with(lambda: {"db.error": exception_text(error) or type(error).__name__})
-    except Exception:
-        warn_of_exception("a query is not traced")
 
 
 def _take(context: Any) -> QuerySpan | None:

@@ -176,7 +176,7 @@ def test_names_of_libhoney_in_beeline() -> None:
 
 
 def test_in_async_code() -> None:
-    """`in_async_code` tells whether an event loop runs."""
+    """`in_async_code` is true where an event loop runs."""
 
     async def ask() -> bool:
         return beeline.in_async_code()

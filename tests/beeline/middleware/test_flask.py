@@ -461,8 +461,8 @@ with app.test_client().get("/", buffered=True) as reply:
         assert [event.data["request.route"] for event in receiver.wait_for(1)] == ["index"]
 
     def test_signal_without_an_exception(self, sent: Sent) -> None:
-        """An extension may send Flask's signal for exceptions without one: the request is answered
-        and no error is recorded."""
+        """An extension may send Flask's signal for exceptions without one: the request
+        succeeds and no error is recorded."""
         app = make_app()
 
         @app.route("/signal")

@@ -264,6 +264,93 @@ app.test_client().get("/", buffered=True)
         assert parents == [root["trace.span_id"]] * 2
 
 
+class Auditing(HoneyDBMiddleware):
+    """A middleware of the application's own: it notes queries, and leaves some untraced."""
+
+    def __init__(self, app: flask.Flask | None = None) -> None:
+        self.noted: list[str] = []
+        super().__init__(app)
+
+    def before_cursor_execute(
+        self, conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
+    ) -> None:
+        if "secret" not in statement:
+            super().before_cursor_execute(conn, cursor, statement, parameters, context, many)
+            beeline.add_context_field("app.audited", True)
+
+    def after_cursor_execute(self, *args: Any) -> None:
+        self.noted.append("done")
+        super().after_cursor_execute(*args)
+
+    def handle_error(self, context: Any) -> None:
+        self.noted.append(type(context.original_exception).__name__)
+        super().handle_error(context)
+
+
+class TestMethods:
+    """SQLAlchemy's events go to methods of `HoneyDBMiddleware`, which applications override."""
+
+    @pytest.fixture
+    def engine(self) -> Iterator[sqlalchemy.engine.Engine]:
+        engine = sqlalchemy.create_engine("sqlite://")
+        yield engine
+        engine.dispose()
+
+    def run_queries(self, engine: sqlalchemy.engine.Engine) -> None:
+        with beeline.tracer("work"), engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+            connection.execute(text("SELECT 'secret'"))
+            with pytest.raises(OperationalError):
+                connection.execute(text("SELECT nothing"))
+
+    def test_subclass(self, receiver: Receiver) -> None:
+        """A subclass that overrides them takes the events of every engine."""
+        program = """
+import beeline, flask, sqlalchemy
+from tests.beeline.middleware.test_flask_sqlalchemy import Auditing, TestMethods
+beeline.init()
+engine = sqlalchemy.create_engine("sqlite://")
+listener = Auditing()
+listener.init_app(flask.Flask("one"))
+TestMethods().run_queries(engine)
+assert listener.noted == ["done", "done", "OperationalError"], listener.noted
+beeline.close()
+"""
+        done = run_program(receiver, program)
+        assert done.returncode == 0, done.stderr
+        queries = [event.data for event in receiver.named("flask_db_query")]
+        assert [query["db.query"] for query in queries] == ["SELECT 1", "SELECT nothing"]
+        assert all(query["app.audited"] for query in queries)
+
+    def test_listening_by_hand(self, sent: Sent, engine: sqlalchemy.engine.Engine) -> None:
+        """An application may listen with them on an engine of its choice."""
+        trace_engine(engine, "flask_db_query")
+        for name in ("before_cursor_execute", "after_cursor_execute", "handle_error"):
+            sqlalchemy.event.listen(engine, name, getattr(HoneyDBMiddleware(), name))
+        self.run_queries(engine)
+        queries = sent.named("flask_db_query")
+        assert [query["db.query"] for query in queries] == [
+            *("SELECT 1", "SELECT 'secret'", "SELECT nothing")
+        ]
+
+    def test_calls_by_hand(self, sent: Sent) -> None:
+        """They can be called with the names of the arguments that they have always had, also with
+        a context that is none."""
+        middleware = HoneyDBMiddleware()
+        with beeline.tracer("work"):
+            for method in (middleware.before_cursor_execute, middleware.after_cursor_execute):
+                method(
+                    conn=None,
+                    cursor=None,
+                    statement="SELECT 1",
+                    parameters=(),
+                    context=None,
+                    executemany=False,
+                )
+            middleware.handle_error(context=None)
+        assert sent.names == ["work"]
+
+
 class TestSecrets:
     @pytest.mark.parametrize("settings", [{}, {"db_query_args": False}], ids=["kept", "left out"])
     def test_parameters(
