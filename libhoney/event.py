@@ -8,7 +8,14 @@ from contextvars import ContextVar
 from datetime import datetime, timezone
 
 from libhoney import state
-from libhoney.fields import Addressed, address_of, merge, merge_given, warn_of_name
+from libhoney.fields import (
+    Addressed,
+    FieldHolder,
+    address_of,
+    merge,
+    merge_given,
+    warn_of_name,
+)
 from libhoney.internal import at_caller, describe, is_interrupt, warn_once
 
 __all__ = ["Event"]
@@ -18,7 +25,6 @@ if TYPE_CHECKING:
     from typing import Any, Callable
 
     from libhoney.client import Client
-    from libhoney.fields import FieldHolder
 
 # Not the thread's: greenlets share one.
 _evaluates: ContextVar[bool] = ContextVar("honeycomb_evaluates", default=False)
@@ -153,6 +159,20 @@ class Event(Addressed):
         """Show the name, the dataset and how many fields there are."""
         parts = describe(name=self._data.get("name"), dataset=self.dataset, fields=len(self._data))
         return f"<{type(self).__name__} {parts}>"
+
+    @property
+    def _fields(self) -> FieldHolder:
+        """The fields as a `FieldHolder`, as public code reads them: its `_data` is the live dict.
+
+        It has no dynamic fields: their values are in `_data` since the event was made.
+        """
+        holder = FieldHolder()
+        holder._data = self._data
+        return holder
+
+    @_fields.setter
+    def _fields(self, holder: FieldHolder) -> None:
+        self._data = holder._data
 
     def __str__(self) -> str:
         """Return the fields as JSON; an event among them, perhaps this one, as its `repr`."""

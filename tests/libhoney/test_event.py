@@ -42,6 +42,26 @@ def test_fields_is_the_live_dict() -> None:
     assert json.loads(str(event)) == {"b": 2}
 
 
+def test_fields_holder_is_live(receiver: Receiver, make_client: MakeClient) -> None:
+    """Public code reads and changes an event's fields through `_fields`."""
+    client = make_client()
+    client.add_field("common", 1)
+    event = client.new_event({"a": 1})
+    assert event._fields._data == {"common": 1, "a": 1}
+    assert event._fields._data is event.fields()
+    assert event._fields == event._fields
+    assert str(event._fields) == str(event)
+    event._fields._data["b"] = 2
+    event._fields.add_field("c", 3)
+    more = FieldHolder()
+    more.add({"d": 4})
+    event._fields += more
+    del event._fields._data["a"]
+    event.send()
+    assert client.flush()
+    assert receiver.events[0].data == {"common": 1, "b": 2, "c": 3, "d": 4}
+
+
 @pytest.mark.parametrize("data", [1, "text", ["a"], {"a"}])
 def test_data_that_is_no_mapping_raises_type_error(data: Any) -> None:
     """The constructor and `add` have always raised TypeError here."""
