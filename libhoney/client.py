@@ -29,18 +29,27 @@ from libhoney.internal import (
     warn_once,
 )
 
-__all__ = ["Client", "IsClassicKey"]
+__all__ = ["Client", "IsClassicKey", "Transmission"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import queue
     from typing import Any, Callable
 
+    from libhoney.transmission import Transmission
+
 DEFAULT_API_HOST = "https://api.honeycomb.io"
 
 _HEX = frozenset("0123456789abcdef")
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
 _LETTERS_AND_DIGITS = _LETTERS | frozenset("0123456789")
+
+
+def __getattr__(name: str) -> Any:
+    """Import `Transmission` at its first use. Test suites replace it in this module."""
+    if name == "Transmission":
+        return transmission.Transmission
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def IsClassicKey(key: str | None) -> bool:  # users know it by this name
@@ -63,7 +72,9 @@ def IsClassicKey(key: str | None) -> bool:  # users know it by this name
 
 def check_settings(call: str, settings: Iterable[str]) -> None:
     """Raise TypeError for a setting that neither `Client` nor its transmission has."""
-    known = {*setting_names(Client), *setting_names(transmission.Transmission)}
+    from libhoney.transmission.queued import QueuedTransmission  # `Transmission` may be replaced
+
+    known = {*setting_names(Client), *setting_names(QueuedTransmission)}
     check_setting_names(call, settings, known)
 
 
@@ -106,7 +117,9 @@ class Client(Addressed):
         self.sample_rate = check_sample_rate(sample_rate)
         self.fields = FieldHolder()
         self.block_on_response = block_on_response
-        own_transmission = transmission.Transmission(  # made in any case: it checks the settings
+        from libhoney.client import Transmission
+
+        own_transmission = Transmission(  # made in any case: it checks the settings
             max_concurrent_batches=max_concurrent_batches,
             max_batch_size=max_batch_size,
             send_frequency=send_frequency,

@@ -6,10 +6,12 @@ import io
 import logging
 import queue
 from typing import Any
+from unittest import mock
 
 import pytest
 
 import libhoney
+import libhoney.client
 from libhoney import Client, Event, IsClassicKey
 from libhoney.transmission import FileTransmission
 from tests.libhoney.conftest import KEY, MakeClient
@@ -214,6 +216,31 @@ def test_transmission_of_ones_own_needs_no_timeouts() -> None:
     assert xmit.calls == ["start", "flush", "close"]
     assert xmit.events == [{"a": 1}]
     assert xmit.responses.get()["error"] == "event dropped due to sampling"
+
+
+def test_transmission_class_can_be_replaced_where_clients_find_it() -> None:
+    """Test suites put their own class in the place of `libhoney.client.Transmission`, in that
+    module or where it is defined, and back."""
+    made: list[Minimal] = []
+
+    def make(**settings: Any) -> Minimal:
+        made.append(Minimal())
+        return made[-1]
+
+    original = libhoney.client.Transmission
+    for module in (libhoney.client, libhoney.transmission):
+        with mock.patch.object(module, "Transmission", make):
+            with Client(writekey="k", dataset="d") as client:
+                client.send_now({"a": 1})
+            assert client.xmit is made[-1]
+            assert made[-1].events == [{"a": 1}]
+            assert made[-1].calls == ["start", "close"]
+        assert libhoney.client.Transmission is original
+    assert len(made) == 2
+    with Client() as client:
+        assert isinstance(client.xmit, libhoney.transmission.Transmission)
+    with pytest.raises(AttributeError, match="NoSuchName"):
+        libhoney.client.NoSuchName  # noqa: B018
 
 
 def test_transmission_that_raises_does_not_reach_the_application(
