@@ -282,19 +282,24 @@ class Beeline:
 
     def send_event(self) -> None:
         """Finish the active span. Old: use `finish_span`."""
-        span = get_active()
+        span = self.tracer_impl.get_active_span()
         if span is not None:
-            if span.is_root():
-                self.tracer_impl.finish_trace(span)
-            else:
-                self.tracer_impl.finish_span(span)
+            self._finish(span)
 
     def send_all(self) -> None:
         """Finish all open spans here, from the innermost out. Old: use `finish_trace`."""
-        span = get_active()
-        while span is not None and not span.finished:
+        span = self.tracer_impl.get_active_span()
+        previous: Any = None
+        # A tracer of the application's own may leave a span active, or have other spans.
+        while span not in (None, previous) and getattr(span, "finished", False) is not True:
+            self._finish(span)
+            previous, span = span, self.tracer_impl.get_active_span()
+
+    def _finish(self, span: Any) -> None:
+        if span.is_root():
+            self.tracer_impl.finish_trace(span)
+        else:
             self.tracer_impl.finish_span(span)
-            span = get_active()
 
     def send_now(self, data: Mapping[str, Any]) -> None:
         """Send a lone event through the hooks. Old: use `client.new_event`."""

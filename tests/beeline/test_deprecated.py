@@ -56,6 +56,31 @@ def test_send_all(app: Application) -> None:
     assert app.one("next")["trace.parent_id"] is None
 
 
+def test_send_all_with_a_tracer_of_the_application(app: Application) -> None:
+    """The calls ask the tracer that the application has put in the place of ours for the active
+    span, and end although it leaves spans active."""
+    finished = []
+
+    class Keeping(beeline.SynchronousTracer):
+        def finish_span(self, span: Any) -> None:
+            finished.append(("span", span))
+
+        def finish_trace(self, span: Any) -> None:
+            finished.append(("trace", span))
+
+    current = beeline.get_beeline()
+    assert current is not None
+    current.tracer_impl = Keeping(current.client)
+    with beeline.tracer("root") as root:
+        beeline.send_event()
+        beeline.send_all()
+        child = beeline.start_span()
+        beeline.send_event()
+        beeline.send_all()
+    assert finished[:2] == [("trace", root)] * 2
+    assert finished[2:4] == [("span", child)] * 2
+
+
 def test_send_now(app: Application) -> None:
     """`send_now` sends a lone event, also inside a trace, which it is no part of."""
     with beeline.tracer("root"):
