@@ -45,8 +45,9 @@ __all__ = [
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
-    from typing import Any, Callable, Optional
+    from typing import Any, Callable, Optional, SupportsIndex
 
     SamplerHook = Callable[[dict[str, Any]], tuple[bool, int]]
     PresendHook = Callable[[dict[str, Any]], None]
@@ -161,17 +162,17 @@ class Trace:
         self._sampled: tuple[int, bool] | None = None
 
     @property
-    def stack(self) -> list[Span]:
+    def stack(self) -> SpanStack:
         """The open spans of this trace, outermost first, where it is asked for."""
         span = get_active()
         if span is None or span.trace is not self:
             span = self._leaf
         spans = []
         while span is not None:
-            if span.trace.id == self.id:
+            if span.trace.id == self.id and span.id:
                 spans.append(span)
             span = span.previous
-        return spans[::-1]
+        return SpanStack(self, spans[::-1])
 
     def copy(self) -> Trace:
         """Return a trace for another thread: the same spans, its fields from here on its own."""
@@ -1048,6 +1049,89 @@ def _put_inside(span: Span, around: Span | None) -> None:
 
 def _warn_of_parser_hook() -> None:
     warn_once(LOGGER_NAME, "parser hook", "the trace parser hook raised", exc_info=True)
+
+
+class PushedSpan(Span):
+    """An object of another tracer on a trace's stack: a parent, which its tracer sends."""
+
+    __slots__ = ("pushed",)
+
+    def __init__(self, trace: Trace, pushed: Any) -> None:
+        event = getattr(pushed, "event", None)
+        if not isinstance(event, Event):
+            event = Event()
+        parent_id = getattr(pushed, "parent_id", None)
+        super().__init__(trace.id, parent_id, getattr(pushed, "id", ""), event, trace=trace)
+        self.pushed = pushed
+        del self._unsent  # as if another thread sends it
+
+
+class SpanStack(list):  # type: ignore[type-arg]
+    """The open spans of a trace, outermost first.
+
+    Tracers that build on this one push their own spans and pop them. Where the trace is active,
+    the last one is the active span, the parent of the next. `insert` and assignment to an index
+    change this list alone.
+    """
+
+    def __init__(self, trace: Trace, spans: list[Span]) -> None:
+        super().__init__(one.pushed if type(one) is PushedSpan else one for one in spans)
+        self._trace = trace
+        self._spans = spans
+
+    def append(self, span: Any) -> None:
+        """Push a span, or an object with an `id`: it is the parent of the next span."""
+        super().append(span)
+        self._apply()
+
+    def extend(self, spans: Iterable[Any]) -> None:
+        """Push spans."""
+        super().extend(spans)
+        self._apply()
+
+    def pop(self, index: SupportsIndex = -1) -> Any:
+        """Remove a span without sending it, and return it."""
+        span = super().pop(index)
+        self._apply()
+        return span
+
+    def remove(self, span: Any) -> None:
+        """Remove a span without sending it."""
+        super().remove(span)
+        self._apply()
+
+    def clear(self) -> None:
+        """Remove all spans without sending them."""
+        super().clear()
+        self._apply()
+
+    def __delitem__(self, index: Any) -> None:
+        """Remove spans without sending them."""
+        super().__delitem__(index)
+        self._apply()
+
+    def _apply(self) -> None:
+        """Make the spans around one another, and what is active, as this list says."""
+        trace, before = self._trace, self._spans
+        active = get_active()
+        is_here = active is not None and active.trace is trace
+        around = before[0].previous if before else active if is_here else None
+        pushed = {id(one.pushed): one for one in before if isinstance(one, PushedSpan)}
+        self._spans = [
+            one if isinstance(one, Span) else pushed.get(id(one)) or PushedSpan(trace, one)
+            for one in self
+        ]
+        removed = [one for one in before if one not in self._spans]
+        for span in self._spans:
+            if span not in before:
+                span.trace = trace
+                _put_inside(span, around)
+            elif span.previous in removed:
+                _put_inside(span, around)
+            around = span
+        trace._leaf = around if self._spans else None
+        if is_here:
+            set_active(around)
 
 
 class SynchronousTracer(Tracer):

@@ -14,6 +14,7 @@ import pytest
 
 import beeline
 from beeline.trace import Span, Trace, Tracer, generate_span_id, generate_trace_id
+from libhoney import Event
 from tests.receiver import Receiver
 
 from .conftest import CLASSIC_KEY, Application
@@ -405,6 +406,116 @@ def test_a_trace_made_by_hand(app: Application) -> None:
         fields = app.one(name)
         assert (fields["trace.trace_id"], fields["trace.parent_id"]) == ("their-trace", None)
     assert len(app.sent()) == 2
+
+
+def test_span_pushed_on_the_stack_is_the_parent_of_the_next(app: Application) -> None:
+    """Tracers of other projects push their own spans on the stack of the trace, and pop them."""
+    tracer = _tracer()
+    with beeline.tracer("root") as root:
+        stack = tracer._trace.stack  # type: ignore[union-attr]
+        pushed = Span(root.trace_id, root.id, "theirs", Event({"name": "pushed"}))
+        stack.append(pushed)
+        beeline.add_context_field("a", 1)
+        assert _active() is pushed
+        assert tracer._trace.stack == stack == [root, pushed]  # type: ignore[union-attr]
+        with beeline.tracer("child"), beeline.tracer("leaf"):
+            pass
+        assert stack.pop() is pushed
+        assert _active() is root
+        with beeline.tracer("next"):
+            pass
+    assert app.one("child")["trace.parent_id"] == "theirs"
+    assert app.parent_of("leaf") == "child"
+    assert app.parent_of("next") == "root"
+    assert app.names() == ["leaf", "child", "next", "root"]
+    assert pushed.event.fields() == {"name": "pushed", "a": 1}
+
+
+def test_pushed_span_can_be_finished(app: Application) -> None:
+    """A span that was pushed is finished like any other, and left open it is sent with its trace
+    as any other is."""
+    tracer = _tracer()
+    client = beeline.get_beeline().client  # type: ignore[union-attr]
+    with beeline.tracer("root") as root:
+        for name in ("finished", "left open"):
+            event = client.new_event({"name": name, "trace.parent_id": root.id})
+            span = Span(root.trace_id, root.id, f"id of {name}", event)
+            tracer._trace.stack.append(span)  # type: ignore[union-attr]
+            beeline.add_trace_field("b", 2)
+            if name == "finished":
+                beeline.finish_span(span)
+                assert _active() is root
+    assert app.names() == ["finished", "left open", "root"]
+    assert app.one("finished")["duration_ms"] >= 0
+    assert app.one("finished")["app.b"] == 2
+
+
+def test_object_of_another_tracer_on_the_stack(app: Application) -> None:
+    """Anything with an `id` is a parent while it is on the stack; it is not sent from here."""
+
+    class Theirs:
+        id = "their-id"
+
+    tracer = _tracer()
+    theirs = Theirs()
+    with beeline.tracer("root") as root:
+        stack = tracer._trace.stack  # type: ignore[union-attr]
+        stack.extend([theirs, theirs])
+        stack.remove(theirs)
+        assert stack[-1] is theirs
+        with beeline.tracer("child"):
+            assert tracer._trace.stack[1] is theirs  # type: ignore[union-attr]
+        del tracer._trace.stack[-1]  # type: ignore[union-attr]
+        assert _active() is root
+        tracer._trace.stack.append(theirs)  # type: ignore[union-attr]
+    assert _active() is None
+    assert app.one("child")["trace.parent_id"] == "their-id"
+    assert app.names() == ["child", "root"]
+
+
+def test_stack_of_a_trace_made_by_hand(app: Application) -> None:
+    """A tracer makes a trace that comes from elsewhere, with a span that it does not send as the
+    parent, and leaves it."""
+    tracer = _tracer()
+    trace = tracer._trace = Trace("their-trace")
+    assert trace.stack == []
+    parent = Span("their-trace", "grandparent", "parent", Event())
+    trace.stack.append(parent)
+    assert _active() is parent
+    with beeline.tracer("child"):
+        pass
+    assert trace.stack.pop() is parent
+    with beeline.tracer("alone"):
+        pass
+    tracer._trace = None
+    assert trace.stack == []
+    child, alone = app.one("child"), app.one("alone")
+    assert (child["trace.trace_id"], child["trace.parent_id"]) == ("their-trace", "parent")
+    assert (alone["trace.trace_id"], alone["trace.parent_id"]) == ("their-trace", None)
+
+
+def test_stack_of_a_trace_for_another_thread(app: Application) -> None:
+    """What is pushed on a copy of a trace is the parent where the copy is set, not here."""
+    tracer = _tracer()
+    with beeline.tracer("root") as root:
+        copy = tracer._trace.copy()  # type: ignore[union-attr]
+        copy.stack.append(Span(root.trace_id, root.id, "theirs", Event()))
+        assert _active() is root
+
+        def work() -> None:
+            tracer._trace = copy
+            with beeline.tracer("there"):
+                pass
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        with beeline.tracer("here"):
+            pass
+        copy.stack.clear()
+        assert _active() is root
+    assert app.one("there")["trace.parent_id"] == "theirs"
+    assert app.parent_of("here") == "root"
 
 
 @pytest.mark.parametrize("junk", [5, "span", object()])
