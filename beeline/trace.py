@@ -461,6 +461,10 @@ class Tracer:
 
     def __init__(self, client: Client) -> None:
         """Make a tracer that sends with a client."""
+        if not issubclass(type(client), Client):  # not `isinstance`, which asks the object
+            from beeline.client_adapter import ClientAdapter
+
+            client = ClientAdapter(client)  # type: ignore[assignment]
         self._client = client
         self.presend_hook: PresendHook | None = None
         self.sampler_hook: SamplerHook | None = None

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 import beeline
+import libhoney
+from tests.receiver import Receiver
 
-from .conftest import Application
+from .conftest import KEY, Application
 
 
 def test_without_a_trace_it_starts_one(app: Application) -> None:
@@ -197,3 +199,84 @@ def test_any_name_and_value_is_sent(app: Application) -> None:
     assert fields["nan"] is None
     assert fields["set"] == "{1}"
     assert isinstance(fields["odd"], str)
+
+
+class OwnClient:
+    """A client as an application writes it: what a tracer hands to it is kept."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+        self.dropped: list[Any] = []
+
+    def send(self, event: Any) -> None:
+        self.sent.append((event.fields(), event.dataset, event.sample_rate))
+
+    def send_dropped_response(self, event: Any) -> None:
+        self.dropped.append(event.fields()["name"])
+
+
+class ClientWithSettings(OwnClient):
+    writekey, dataset, api_host, sample_rate = "k", "own", "http://h", 1
+    debug = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fields = libhoney.FieldHolder()
+        self.fields.add({"common": 1})
+
+
+def test_tracer_made_by_hand_with_a_client_of_its_own(receiver: Receiver) -> None:
+    """A tracer works with any client of libhoney, without `beeline.init`."""
+    with libhoney.Client(KEY, "own", api_host=receiver.url) as client:
+        tracer = beeline.SynchronousTracer(client)
+        with tracer("root") as root, tracer("child"):
+            tracer.add_trace_field("a", 1)
+    assert receiver.one("child").data["trace.parent_id"] == root.id
+    assert receiver.one("root").data["app.a"] == 1
+    assert {event.dataset for event in receiver.events} == {"own"}
+
+
+@pytest.mark.parametrize("kind", [beeline.SynchronousTracer, beeline.AsyncioTracer])
+def test_tracer_with_a_client_of_another_kind(kind: Any) -> None:
+    """A client needs no more than `send`: it gets each span, with its common fields, if any."""
+    for client, common, dataset in (
+        (OwnClient(), {}, ""),
+        (ClientWithSettings(), {"common": 1}, "own"),
+    ):
+        tracer = kind(client)
+        with tracer("root") as root, tracer("child"):
+            tracer.add_rollup_field("n", 2)
+        (child, *_), (fields, *rest) = client.sent
+        assert common.items() <= child.items()
+        assert child["trace.parent_id"] == root.id
+        assert (fields["name"], fields["rollup.n"], fields["duration_ms"] > 0) == ("root", 2, True)
+        assert rest == [dataset, 1]
+        assert tracer._client.sent is client.sent
+        assert "root" in repr(root)
+        assert repr(tracer)
+
+
+def test_hooks_with_a_client_of_another_kind(caplog: pytest.LogCaptureFixture) -> None:
+    """Hooks work the same; an event that a hook's failure drops is reported as such a client can,
+    and what the client raises does not reach the application."""
+
+    def presend(fields: dict[str, Any]) -> None:
+        if fields["name"] == "bad":
+            raise ValueError
+        fields["seen"] = True
+
+    client = OwnClient()
+    tracer = beeline.SynchronousTracer(client)
+    tracer.register_hooks(presend, lambda fields: (fields["name"] != "unsampled", 3))
+    for name in ("good", "bad", "unsampled"):
+        with tracer(name):
+            pass
+    assert [(fields["name"], fields["seen"], rate) for fields, _, rate in client.sent] == [
+        ("good", True, 3)
+    ]
+    assert client.dropped == ["bad"]
+    with beeline.SynchronousTracer(object())("lost"):
+        pass
+    assert [r.getMessage() for r in caplog.records if "object.send" in r.getMessage()] == [
+        "beeline: object.send() raised; the event is lost"
+    ]
