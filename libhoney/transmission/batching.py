@@ -187,10 +187,10 @@ class Batcher:
         max_pending_bytes: int = MAX_PENDING_BYTES,
     ) -> None:
         self._clock = clock
-        self._max_age = max_age
+        self.max_age = max_age
         self._max_pending = max_pending if max_pending is not None else sys.maxsize
         # While one batch is under way there is room for the next one.
-        self._max_events = max_batch_size or max(1, min(MAX_BATCH_EVENTS, self._max_pending // 2))
+        self.max_events = max_batch_size or max(1, min(MAX_BATCH_EVENTS, self._max_pending // 2))
         self.max_pending_bytes = max_pending_bytes
         self._mark: object = None  # the last that `take_in` was about to add
         # When the intake was last found empty, if a batch was open then.
@@ -217,10 +217,10 @@ class Batcher:
             return False if not intake else None
         destination = items[0][3]
         batch = self._open.get(destination)
-        if batch is not None and batch.count >= self._max_events:
+        if batch is not None and batch.count >= self.max_events:
             self._make_ready(destination)
             batch = None
-        most = self._max_events - batch.count if batch is not None else self._max_events
+        most = self.max_events - batch.count if batch is not None else self.max_events
         if len(items) > most:
             del items[most:]
         text, count = pack(items)
@@ -256,7 +256,7 @@ class Batcher:
             batch.loose += size
         if batch.loose >= _GROUP:
             self._heavy = batch
-        if batch.count >= self._max_events:
+        if batch.count >= self.max_events:
             self._make_ready(destination)
             return True
         return news
@@ -289,7 +289,7 @@ class Batcher:
             self.looked_at = None
             return 1
         self.looked_at = self._clock()
-        return max(1, min(MAX_INTAKE, self._max_events - max(counts)))
+        return max(1, min(MAX_INTAKE, self.max_events - max(counts)))
 
     def _make_ready(self, destination: tuple[str, str, str]) -> None:
         batch = self._open.get(destination)
@@ -341,7 +341,7 @@ class Batcher:
         if self._ready:
             return self._clock()
         for batch in self._open.values():
-            return batch.opened + self._max_age
+            return batch.opened + self.max_age
         return None
 
     def waiting_since(self) -> float | None:
@@ -362,7 +362,7 @@ class Batcher:
         for destination, batch in list(self._open.items()):
             batch.recount()
             batch.is_ready = batch in self._ready
-            if batch.is_ready or batch.count >= self._max_events:
+            if batch.is_ready or batch.count >= self.max_events:
                 self._make_ready(destination)
         batches: list[Batch] = []
         while batches != (batches := self.unsettled()):  # a handler may change them meanwhile

@@ -33,6 +33,11 @@ from libhoney.internal import (
     warn_once,
 )
 from libhoney.transmission import lifecycle
+from libhoney.transmission.attributes import (
+    PublicAttributes,
+    check_count,
+    check_send_frequency,
+)
 from libhoney.transmission.base import ResponseQueue, response
 from libhoney.transmission.batching import MAX_SHORT, Batch, Batcher
 from libhoney.transmission.delivery import Delivery, Outcome
@@ -58,7 +63,7 @@ _MORE = 8
 _LOOK_AGAIN = 1.0
 
 
-class QueuedTransmission:
+class QueuedTransmission(PublicAttributes):
     """A transmission without its I/O.
 
     A subclass says how to `_notify` whoever posts batches; that one takes deliveries with `_take`,
@@ -102,21 +107,17 @@ class QueuedTransmission:
 
         Raises ValueError, naming the setting, for a value that cannot work.
         """
-        _check_count("max_concurrent_batches", max_concurrent_batches, 1)
-        _check_count("max_responses", max_responses, 0)
+        check_count("max_concurrent_batches", max_concurrent_batches, 1)
+        check_count("max_responses", max_responses, 0)
         if max_batch_size is not None:
-            _check_count("max_batch_size", max_batch_size, 1)
+            check_count("max_batch_size", max_batch_size, 1)
         if max_pending is not None:
-            _check_count("max_pending", max_pending, 1)
-        if isinstance(send_frequency, timedelta):
-            send_frequency = send_frequency.total_seconds()
-        if not isinstance(send_frequency, (int, float)) or not 0 < send_frequency < 86_400:
-            raise ValueError(f"send_frequency must be a number of seconds, not {send_frequency!r}")
+            check_count("max_pending", max_pending, 1)
         self._logger = get_logger("honeycomb-sdk", debug)
         self._max_concurrent_batches = max_concurrent_batches
         self._max_batch_size = max_batch_size
         self._max_pending = max_pending
-        self._send_frequency = send_frequency
+        self._send_frequency = check_send_frequency(send_frequency)
         self._block_on_send = block_on_send
         self._block_on_response = block_on_response
         self._proxies = dict(proxies or {})
@@ -625,8 +626,3 @@ def _without_key(text: str, batch: Batch) -> str:
     for secret in (key, repr(key)[1:-1]):
         text = text.replace(secret, mask(secret)) if secret else text
     return text
-
-
-def _check_count(name: str, value: object, least: int) -> None:
-    if type(value) is not int or value < least:
-        raise ValueError(f"{name} must be a whole number from {least} up, not {value!r}")
