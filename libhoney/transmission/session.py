@@ -39,7 +39,7 @@ class Session:
     def __init__(self, proxies: Mapping[str, str], connections: int) -> None:
         self._proxies = dict(proxies)
         self._session = requests.Session()
-        adapter = _Adapter(pool_maxsize=max(10, connections))
+        adapter = Adapter(pool_maxsize=max(10, connections))
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
         self._settings: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -118,7 +118,9 @@ class _Pool:
         return connection
 
 
-class _Adapter(HTTPAdapter):
+class Adapter(HTTPAdapter):
+    """An adapter whose connections answer by a deadline, and tell when a request has left."""
+
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
         _use_our_connections(self.poolmanager)

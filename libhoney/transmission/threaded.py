@@ -33,6 +33,8 @@ class Transmission(QueuedTransmission):
     threads, more of them only cost more (a fifth of what they do for an event).
     """
 
+    _user_session: Any = None  # the client around a session that was asked for or set
+
     def _make_state(self) -> None:
         super()._make_state()
         self._wake = threading.Condition(self._lock)
@@ -45,7 +47,7 @@ class Transmission(QueuedTransmission):
         # When each request under way began, and how many seconds the last one took.
         self._begun: dict[Delivery, float] = {}
         self._took = 0.0
-        self._poster = Poster(self._proxies, self._max_concurrent_batches)
+        self._poster = Poster(self._proxies, self._max_concurrent_batches, self._user_session)
 
     def after_fork(self) -> None:
         """Start afresh in a forked child; what waited is the parent's to send."""
@@ -70,6 +72,30 @@ class Transmission(QueuedTransmission):
         """
         lifecycle.check_threads()
         super().start()
+
+    @property
+    def session(self) -> Any:
+        """The session of `requests` that posts the batches, made when it is first asked for.
+
+        What is set on it holds from the next request on: headers, proxies, certificates,
+        authentication, adapters. Another session can be set here. As long as nobody asks for it,
+        batches are posted at less cost, without one.
+        """
+        user_session = self._user_session
+        if user_session is None:
+            module = _import_user_session()
+            made = module.UserSession(
+                module.make_session(self._user_agent, self._proxies, self._max_concurrent_batches)
+            )
+            # Another thread may have been quicker.
+            user_session = vars(self).setdefault("_user_session", made)
+            self._poster.user_session = user_session
+        return user_session.session
+
+    @session.setter
+    def session(self, session: Any) -> None:
+        self._user_session = _import_user_session().UserSession(session)
+        self._poster.user_session = self._user_session
 
     def _flush(self, timeout: float) -> bool:
         deadline = monotonic() + timeout
@@ -313,8 +339,11 @@ def _are_settled(batches: list[Batch]) -> bool:
 class Poster:
     """The HTTP connections of all threads, made when one of them first posts."""
 
-    def __init__(self, proxies: dict[str, str], connections: int = 1) -> None:
+    def __init__(
+        self, proxies: dict[str, str], connections: int = 1, user_session: Any = None
+    ) -> None:
         self._proxies = proxies
+        self.user_session = user_session
         self._connections = connections
         self._direct: Any = None
         self._session: Any = None
@@ -344,6 +373,8 @@ class Poster:
                 delivery.was_sent()
 
     def _client(self, direct: Any, url: str) -> Any:
+        if self.user_session is not None:
+            return self.user_session
         if not self._proxies and direct.suffices(url):
             if self._direct is None:
                 self._direct = direct.Connections(self._connections)
@@ -359,12 +390,14 @@ class Poster:
         """
         for exchange in self._exchanges:
             exchange.abandon()
+        if self.user_session is not None:
+            self.user_session.after_fork()
         if self._direct is not None:
             self._direct.close()
 
     def close(self) -> None:
         """Close the connections that are not in use; those that are will be after it."""
-        clients = self._direct, self._session
+        clients = self._direct, self._session, self.user_session
         self._direct = self._session = None
         for client in clients:
             if client is not None:
@@ -417,3 +450,9 @@ def _import_session() -> Any:
 
         from libhoney.transmission import session
     return session
+
+
+def _import_user_session() -> Any:
+    with lifecycle.ImportGuard():
+        from libhoney.transmission import user_session
+    return user_session
