@@ -51,7 +51,7 @@ class ClientAdapter:
             self._client.send(event)
         except Exception:
             kind = type(self._client)
-            message = f"{kind.__name__}.send() raised; the event is lost"
+            message = f"beeline: {kind.__name__}.send() raised; the event is lost"
             warn_once(LOGGER_NAME, ("send", kind), message, exc_info=True)
 
     def send_dropped_response(self, event: Any, reason: str = "") -> None:
