@@ -118,7 +118,8 @@ def init(
     - `tracer`: not used.
     - `sample_rate`: one trace in so many is kept.
     - `api_host`: URL to send to; left out, `HONEYCOMB_API_ENDPOINT` or Honeycomb's US region.
-    - `transmission_impl`: what carries events away, in place of a `Transmission`.
+    - `transmission_impl`: what carries events away, in place of a `Transmission`. If its attribute
+      `needs_key` is False, as of `FileTransmission`, no key and no dataset are needed.
     - `sampler_hook(fields)`: returns whether to keep an event, and its sample rate.
     - `presend_hook(fields)`: edits an event's fields before it is sent.
     - `debug`: say on stderr what happens.

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from typing import Any, Callable, NamedTuple, Union
 
-from libhoney.client import DEFAULT_API_HOST, IsClassicKey
+from libhoney.client import DEFAULT_API_HOST, IsClassicKey, needs_key
 from libhoney.internal import check_api_host, check_key, check_sample_rate, check_text, mask
 
 # In none of the hosts that a URL's is compared with.
@@ -49,12 +49,13 @@ def resolve(
     request_bodies: bool = True,
     mask_urls: bool = True,
     propagate_to: PropagateTo = None,
+    transmission_impl: Any = None,
     hooks: dict[str, Any] | None = None,
 ) -> Settings:
     """Return settings from arguments and, where these are empty, the environment.
 
-    Their `complaints` say what is missing. Raises ValueError, naming the setting, for a value that
-    cannot work.
+    Their `complaints` say what is missing, other than a key for a transmission that needs none.
+    Raises ValueError, naming the setting, for a value that cannot work.
     """
     environment = os.environ.get
     writekey = check_key(
@@ -86,7 +87,7 @@ def resolve(
         is_classic=IsClassicKey(writekey),
         complaints=[],
     )
-    return _choose_names(settings)
+    return _choose_names(settings, needs_key(transmission_impl))
 
 
 def disabled() -> bool:
@@ -101,17 +102,17 @@ def _choice(name: str, value: Any) -> bool:
     return value
 
 
-def _choose_names(settings: Settings) -> Settings:
+def _choose_names(settings: Settings, is_sent: bool) -> Settings:
     complain = settings.complaints.append
     service_name = settings.service_name
-    if not settings.writekey:
+    if not settings.writekey and is_sent:
         complain("no API key is set (writekey): nothing is sent to Honeycomb")
     if not service_name:
         service_name = f"unknown_service:{os.environ.get('PROCESS_EXECUTABLE_NAME') or 'python'}"
         complain(f"no service name is set (service_name): it is {service_name}")
     dataset = settings.dataset
     if settings.is_classic:
-        if settings.writekey and not dataset:
+        if settings.writekey and not dataset and is_sent:
             complain("no dataset is set (dataset): nothing is sent to Honeycomb")
     else:
         if dataset:

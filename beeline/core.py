@@ -96,7 +96,6 @@ def check_settings(settings: dict[str, Any]) -> None:
         name: others.pop(name) for name in config.resolve.__kwdefaults__ or () if name in others
     }
     config.resolve(hooks=hooks, **ours)
-    others.pop("transmission_impl", None)
     QueuedTransmission(**others)
 
 
@@ -147,6 +146,7 @@ class Beeline:
             db_query_args=db_query_args,
             request_bodies=request_bodies,
             mask_urls=mask_urls,
+            transmission_impl=transmission_impl,
             hooks={
                 "sampler_hook": sampler_hook,
                 "presend_hook": presend_hook,

@@ -78,6 +78,11 @@ def check_settings(call: str, settings: Iterable[str]) -> None:
     check_setting_names(call, settings, known)
 
 
+def needs_key(transmission_impl: Any) -> bool:
+    """Return whether a transmission needs an API key: its attribute `needs_key`, or True."""
+    return getattr(transmission_impl, "needs_key", True) is not False
+
+
 class Client(Addressed):
     """Makes events and hands them to a transmission.
 
@@ -102,9 +107,11 @@ class Client(Addressed):
     ) -> None:
         """Make a client and start its transmission.
 
-        `transmission_impl` is used as it is. Without one a `Transmission` is made of the other
-        settings, among them `max_pending`, `max_responses`, `compression`, `gzip_enabled`,
-        `gzip_compression_level`, `proxies` and `statsd` (see `Transmission`).
+        `transmission_impl` is used as it is. One whose attribute `needs_key` is False, such as
+        `FileTransmission`, gets events without key, dataset and API host, too. Without a
+        `transmission_impl`, a `Transmission` is made of the other settings, among them
+        `max_pending`, `max_responses`, `compression`, `gzip_enabled`, `gzip_compression_level`,
+        `proxies` and `statsd` (see `Transmission`).
 
         Raises ValueError, naming the setting, for a value that cannot work.
         """
@@ -206,13 +213,14 @@ class Client(Addressed):
     def send(self, event: Event) -> None:
         """Hand the event to the transmission, unsampled.
 
-        An event without fields, key, dataset or API host is not sent; its response says so.
+        An event without fields, key, dataset or API host is not sent; its response says so. A
+        transmission that needs no key gets every event with fields.
         """
         try:
             to = event._to
         except AttributeError:  # an event of the user's own kind
             to = event.api_host, event.writekey, event.dataset
-        if event._data and to[0] and to[1] and to[2]:
+        if event._data and ((to[0] and to[1] and to[2]) or not needs_key(self.xmit)):
             try:
                 self.xmit.send(event)
             except BaseException as error:

@@ -23,6 +23,9 @@ class FileTransmission:
     the queue but those for events that were not written.
     """
 
+    #: A client hands it events without API key, dataset and API host, too.
+    needs_key = False
+
     def __init__(self, user_agent_addition: str = "", output: TextIO | None = None) -> None:
         """Write to `output`, which stays open; without it to stderr."""
         addition = f" {user_agent_addition.strip()}" if user_agent_addition else ""

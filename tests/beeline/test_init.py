@@ -95,6 +95,18 @@ def test_no_key_sends_nothing(application: Application, caplog: pytest.LogCaptur
     assert any(r.levelname == "ERROR" and "key" in r.message for r in caplog.records)
 
 
+@pytest.mark.parametrize("writekey", ["", CLASSIC_KEY])
+def test_transmission_without_need_of_a_key_gets_the_spans(
+    application: Application, caplog: pytest.LogCaptureFixture, writekey: str
+) -> None:
+    """Neither a key nor a dataset is missed where nothing is sent to Honeycomb."""
+    output = io.StringIO()
+    application.init(writekey=writekey, transmission_impl=FileTransmission(output=output))
+    _send_one()
+    assert '"name":"one"' in output.getvalue()
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize(
     ("service_name", "dataset", "said"),
     [

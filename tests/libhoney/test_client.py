@@ -243,6 +243,18 @@ def test_transmission_class_can_be_replaced_where_clients_find_it() -> None:
         libhoney.client.NoSuchName  # noqa: B018
 
 
+@pytest.mark.parametrize(("needs_key", "sent"), [(None, 0), (True, 0), (False, 1)])
+def test_transmission_says_whether_it_needs_a_key(needs_key: bool | None, sent: int) -> None:
+    """By its attribute `needs_key`; without one it does."""
+    xmit = Minimal()
+    if needs_key is not None:
+        xmit.needs_key = needs_key  # type: ignore[attr-defined]
+    client = Client(transmission_impl=xmit)
+    client.send_now({"a": 1})
+    assert len(xmit.events) == sent
+    assert xmit.responses.qsize() == 1 - sent
+
+
 def test_transmission_that_raises_does_not_reach_the_application(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -40,6 +40,19 @@ def test_line_has_time_samplerate_dataset_user_agent_and_data() -> None:
     assert KEY not in line
 
 
+def test_no_key_and_no_dataset_are_needed(caplog: pytest.LogCaptureFixture) -> None:
+    """Nor an API host; an event without fields is still not written."""
+    output = io.StringIO()
+    with Client(transmission_impl=FileTransmission(output=output), api_host="") as some:
+        some.send_now({"a": 1})
+        some.send_now({})
+        assert some.responses().get(timeout=10)["error"].startswith("event not sent; it has no f")
+    (line,) = output.getvalue().splitlines()
+    written = json.loads(line)
+    assert (written["dataset"], written["data"]) == ("", {"a": 1})
+    assert caplog.records == []
+
+
 def test_without_output_it_writes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     """The stream is that of the time at which the transmission is made."""
     client().send_now({"a": 1})
