@@ -97,16 +97,16 @@ def warn_once(
         log(logger, WARNING, message, *args, exc_info=exc_info)
 
 
-def warn_of_trouble(logger: logging.Logger, kind: object, message: Callable[[], str]) -> None:
+def warn_of_trouble(logger: logging.Logger, kind: object, message: Callable[[], str]) -> bool:
     """Log a warning, at most once a minute for each kind, with how many were left out since.
 
-    Never raise, whatever a handler or filter does.
+    Return whether it was logged. Never raise, whatever a handler or filter does.
     """
     now = monotonic()
     last, left_out = _troubles.get(kind, (-WARNING_INTERVAL, 0))
     if now - last < WARNING_INTERVAL:
         _troubles[kind] = (last, left_out + 1)
-        return
+        return False
     _troubles[kind] = (now, 0)
     more = f" ({left_out} more such warnings were left out)" if left_out else ""
     try:
@@ -114,8 +114,9 @@ def warn_of_trouble(logger: logging.Logger, kind: object, message: Callable[[], 
     except Exception as error:  # it may look at user-defined values
         if is_interrupt(error):
             raise
-        return
+        return False
     log(logger, WARNING, text + more)
+    return True
 
 
 def find_caller() -> str:

@@ -46,6 +46,14 @@ class Outcome(NamedTuple):
         return (self.error or "").partition(":")[0]
 
 
+class Attempt(NamedTuple):
+    """One request for a batch, as its owner made it."""
+
+    number: int  # from 1
+    events: int
+    started: float  # monotonic seconds
+
+
 _ACCEPTED = Outcome(202, "", None)
 _TAKEN = b'{"status":202}'
 
@@ -79,6 +87,8 @@ class Delivery:
         self.due: float | None = None
         # For whoever posts: a request lost on a reused connection may be repeated at once.
         self.may_repeat = True
+        self.attempt: Attempt | None = None  # for the owner: the last one
+        self.problem = ""  # for the owner: why that failed, in words
         self._outstanding: Sequence[int] = range(count)
         self._attempts = 0
         self._is_sent = False
@@ -128,6 +138,16 @@ class Delivery:
         """Take note that nobody waits any longer for the answer to what may have been sent."""
         if self._is_sent:
             self.failed(UNANSWERED)
+
+    @property
+    def count(self) -> int:
+        """How many events are still to be delivered."""
+        return len(self._outstanding)
+
+    @property
+    def may_have_arrived(self) -> bool:
+        """Return whether a whole request was sent and got no response."""
+        return self._lost_answers > 0
 
     @property
     def is_over(self) -> bool:

@@ -18,7 +18,7 @@ import weakref
 
 from libhoney._cpython import reentrant_lock
 from libhoney.clock import monotonic
-from libhoney.internal import get_logger, is_interrupt, warn_once
+from libhoney.internal import WARNING, get_logger, is_interrupt, log, warn_once
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,11 +59,14 @@ _uwsgi_hooked = False
 _uwsgi_pid = 0
 _before_uwsgi_forks = False
 _exit_waited = 0.0
+_logging_came_first = "logging" in sys.modules
+_is_ahead_of_logging = False
 
 
 def register(transmission: Flushable) -> None:
     """Flush a transmission at exit and reset it in forked children, as long as it lives."""
     _transmissions.add(transmission)
+    _run_ahead_of_logging()
     _notice_forks()
     _hook_multiprocessing()
     _hook_rq()
@@ -230,7 +233,7 @@ def _release(lock: Any) -> None:
 
 
 def _flush_all(**_: object) -> None:
-    """Send what waits; called once or several times at the end of a process.
+    """Deliver all queued events and log those that are lost; called at least once at exit.
 
     The bound is for all these times together.
     """
@@ -243,6 +246,8 @@ def _flush_all(**_: object) -> None:
             _flush(transmission, 0.0)
     for transmission in transmissions:
         _flush(transmission, max(0.0, deadline - monotonic()))
+    for transmission in transmissions:
+        _give_up(transmission)
     if transmissions and _in_subinterpreter():
         for transmission in transmissions:
             _close(transmission)
@@ -256,6 +261,22 @@ def _flush(transmission: Flushable, timeout: float) -> None:
         transmission.flush(timeout)
     except Exception:
         get_logger("honeycomb-sdk").warning("flushing at exit failed", exc_info=True)
+
+
+def _give_up(transmission: Any) -> None:
+    try:
+        if hasattr(transmission, "give_up"):
+            transmission.give_up("before the process exited")
+    except Exception:
+        log("honeycomb-sdk", WARNING, "dropping queued events at exit failed", exc_info=True)
+
+
+def _run_ahead_of_logging() -> None:
+    """Run at exit before `logging` closes its handlers as well, if it was imported after us."""
+    global _is_ahead_of_logging
+    if not (_is_ahead_of_logging or _logging_came_first) and "logging" in sys.modules:
+        _is_ahead_of_logging = True
+        atexit.register(_flush_all)
 
 
 def _close(transmission: Any) -> None:

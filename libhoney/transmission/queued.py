@@ -28,7 +28,6 @@ from libhoney.internal import (
     get_logger,
     is_from_outside,
     is_interrupt,
-    mask,
     warn_of_trouble,
     warn_once,
 )
@@ -40,7 +39,8 @@ from libhoney.transmission.attributes import (
 )
 from libhoney.transmission.base import ResponseQueue, response
 from libhoney.transmission.batching import MAX_SHORT, Batch, Batcher
-from libhoney.transmission.delivery import Delivery, Outcome
+from libhoney.transmission.delivery import Attempt, Delivery
+from libhoney.transmission.delivery_log import DeliveryLog
 from libhoney.transmission.encoding import (
     EncodingError,
     Item,
@@ -49,6 +49,7 @@ from libhoney.transmission.encoding import (
     loads,
     was_cut_down,
 )
+from libhoney.transmission.messages import without_key
 from libhoney.version import VERSION
 
 OVERFLOW = "event dropped; queue overflow"
@@ -59,6 +60,10 @@ HTTP_TIMEOUT = 10.0
 _SETTLE_TIMEOUT = 1.0
 # How often more is taken in than was sent before: others may send all the time.
 _MORE = 8
+# Seconds after which a request without a response is logged, before it fails.
+SLOW_REQUEST_SECONDS = 5.0
+# How often all is given up: events of threads that waited for room come in its place.
+_GIVE_UP_ROUNDS = 2
 # Seconds after which a `send` that waits for room looks again whether anything could make some.
 _LOOK_AGAIN = 1.0
 
@@ -114,6 +119,7 @@ class QueuedTransmission(PublicAttributes):
         if max_pending is not None:
             check_count("max_pending", max_pending, 1)
         self._logger = get_logger("honeycomb-sdk", debug)
+        self._debug = debug
         self._max_concurrent_batches = max_concurrent_batches
         self._max_batch_size = max_batch_size
         self._max_pending = max_pending
@@ -151,7 +157,7 @@ class QueuedTransmission(PublicAttributes):
         # What is told of events once the lock is free, by the thread that left it: another that
         # holds the response queue's lock, or a log handler's, may itself be waiting for this one (a
         # destructor or a signal handler sends there).
-        self._untold: dict[int, tuple[int, Callable[[], None]]] = {}
+        self._untold: dict[int, tuple[int, Callable[[], object]]] = {}
         self._untold_numbers = itertools.count()
         self._settled = threading.Condition(self._lock)
         self._batcher = Batcher(
@@ -165,6 +171,10 @@ class QueuedTransmission(PublicAttributes):
         self._settlers: set[int] = set()  # threads that are about to put responses
         self._counts: collections.Counter[str] = collections.Counter()
         self._dropped: collections.Counter[str] = collections.Counter()
+        self._log = DeliveryLog(self._logger, self._debug, self._count_queued)
+
+    def _count_queued(self) -> int:
+        return self._batcher.pending + len(self._intake)
 
     def __repr__(self) -> str:
         """Show the state and the counts of events; waits for no lock."""
@@ -215,7 +225,8 @@ class QueuedTransmission(PublicAttributes):
                 self._take_in(item)
                 if was_cut_down(item[0]):
                     self._tell(
-                        self._warn,
+                        warn_of_trouble,
+                        self._logger,
                         "too large",
                         lambda: f"{_whose(event.fields())} is too large and was cut down",
                     )
@@ -363,7 +374,7 @@ class QueuedTransmission(PublicAttributes):
 
     def _tell_refused(self, item: Item, reason: str) -> None:
         self._tell_dropped(item[4], reason)
-        self._warn(reason, lambda: f"{_whose(loads(item[0]))}: {reason}")
+        self._log.log_loss(reason, 1, lambda: f"{_whose(loads(item[0]))}: {reason}")
 
     def _make_all_ready(self) -> list[Batch]:
         """Let all leave that was sent before; return its batches. Called with the lock held."""
@@ -375,10 +386,7 @@ class QueuedTransmission(PublicAttributes):
 
     def _drop(self, event: Any, reason: str) -> None:
         self.report_dropped(getattr(event, "metadata", None), reason)
-        self._tell(self._warn, reason, lambda: f"{_whose(event.fields())}: {reason}")
-
-    def _warn(self, kind: str, message: Callable[[], str]) -> None:
-        warn_of_trouble(self._logger, kind, message)
+        self._tell(self._log.log_loss, reason, 1, lambda: f"{_whose(event.fields())}: {reason}")
 
     def report_dropped(self, metadata: Any, reason: str) -> None:
         """Put a response for an event that is not sent, and count it. Never raise or wait."""
@@ -386,7 +394,7 @@ class QueuedTransmission(PublicAttributes):
             self._dropped[reason] += 1
         self._tell(self._tell_dropped, metadata, reason)
 
-    def _tell(self, tell: Callable[..., None], *about: Any) -> None:
+    def _tell(self, tell: Callable[..., object], *about: Any) -> None:
         """Tell of an event now, or leave it to `_act` where this thread holds the lock."""
         if self._is_inside():
             self._untold[next(self._untold_numbers)] = get_ident(), partial(tell, *about)
@@ -420,7 +428,7 @@ class QueuedTransmission(PublicAttributes):
 
     def _describe(self, error: Exception, batch: Batch) -> str:
         """Return the error's text, its key masked."""
-        return _without_key(f"{type(error).__name__}: {error}", batch)
+        return without_key(f"{type(error).__name__}: {error}", batch.destination.writekey)
 
     def _request(self, delivery: Delivery) -> tuple[bytes, dict[str, str]]:
         """Return the body and the headers of a delivery's next attempt.
@@ -431,8 +439,11 @@ class QueuedTransmission(PublicAttributes):
         check_api_host(to.api_host)
         if check_key(to.writekey) != to.writekey:
             raise ValueError("the writekey has white space around it")
+        now = monotonic()
+        number = delivery.attempt.number + 1 if delivery.attempt is not None else 1
+        delivery.attempt = Attempt(number, delivery.count, now)
         if delivery.started is None:
-            delivery.started = monotonic()
+            delivery.started = now
         body = delivery.body(self._compression)
         self._count_request(body)
         return body, self._headers(delivery.batch)
@@ -497,6 +508,13 @@ class QueuedTransmission(PublicAttributes):
             due = self._waiting[0][0]
         return due
 
+    def _log_attempt(
+        self, delivery: Delivery, delay: float | None, status: int, error: Exception | None = None
+    ) -> None:
+        """Log how a request ended, before `_conclude`; see `DeliveryLog.log_attempt`."""
+        if delivery.batch in self._deliveries:  # else `give_up` has logged it
+            self._log.log_attempt(delivery, delay, status, error)
+
     def _conclude(self, delivery: Delivery, delay: float | None) -> None:
         """Have a delivery wait so many seconds for its next attempt, or end it."""
         if delay is None:
@@ -531,7 +549,11 @@ class QueuedTransmission(PublicAttributes):
         except Exception as error:  # the queue is the application's too
             if is_interrupt(error):
                 raise
-            self._warn("responses", lambda: "the response queue raised; responses are lost")
+            warn_of_trouble(
+                self._logger,
+                "responses",
+                lambda: "the response queue raised; responses are lost",
+            )
         finally:
             with self._lock:
                 if self._batcher.is_under_way(delivery.batch):  # else a fork came between
@@ -540,8 +562,8 @@ class QueuedTransmission(PublicAttributes):
                     self._take_all_in()
                 self._counts["queued"] += len(outcomes)
                 self._settlers.discard(get_ident())
-        if failed:  # said before those go on who wait: they may be about to end the program
-            self._warn(failed[0].kind(), lambda: _failure(delivery, failed))
+        # Before those go on who wait: they may be about to end the program.
+        self._log.log_outcome(delivery, failed)
         with self._lock:
             self._settled.notify_all()
         self._act()
@@ -568,16 +590,27 @@ class QueuedTransmission(PublicAttributes):
                 raise  # a signal handler's
             warn_once(self._logger, "statsd", "the statsd client raised", exc_info=True)
 
-    def _give_up(self) -> None:
-        """Report every event that still waits, with the last answer it had."""
-        with self._lock:
-            self._make_all_ready()
-            while self._take() is not None:
-                pass
-            self._waiting.clear()
-            deliveries = list(self._deliveries.values())
-        for delivery in deliveries:
-            self._settle(delivery)
+    def give_up(self, when: str) -> None:
+        """Report every undelivered event with the last response it had, and log how many and why.
+
+        `when` ends that sentence: "before the process exited".
+        """
+        if self._block_on_response:
+            self._responses.lift_bound()  # this is not to wait for a reader
+        self._log.start_giving_up()
+        try:
+            for _ in range(_GIVE_UP_ROUNDS):
+                with self._lock:
+                    self._make_all_ready()
+                    while self._take() is not None:
+                        pass
+                    self._waiting.clear()
+                    deliveries = list(self._deliveries.values())
+                for delivery in deliveries:
+                    self._settle(delivery)
+        finally:
+            self._act(for_all=True)
+            self._log.log_given_up(when)
 
     def _end(self) -> None:
         """Close the accounts: no more events, a response for each, None on the queue."""
@@ -588,9 +621,7 @@ class QueuedTransmission(PublicAttributes):
             self._ended = self._closed = True
             self._settled.notify_all()
         try:
-            if self._block_on_response:
-                self._responses.lift_bound()  # `close` is not to wait for a reader
-            self._give_up()
+            self.give_up("before the transmission closed")
             deadline = monotonic() + _SETTLE_TIMEOUT
             with self._lock:  # None on the queue is to be the last
                 while self._settlers - {get_ident()} and monotonic() < deadline:
@@ -610,19 +641,3 @@ def _whose(fields: Any) -> str:
         if is_interrupt(error):
             raise
         return "an event"
-
-
-def _failure(delivery: Delivery, failed: list[Outcome]) -> str:
-    to = delivery.batch.destination
-    said = _without_key(f"dataset {to.dataset!r}: {failed[0].error}", delivery.batch)
-    return (
-        f"{len(failed)} of {len(delivery.outcomes)} events were not delivered "
-        f"with the key {mask(to.writekey)} to {said}"
-    )
-
-
-def _without_key(text: str, batch: Batch) -> str:
-    key = batch.destination.writekey
-    for secret in (key, repr(key)[1:-1]):
-        text = text.replace(secret, mask(secret)) if secret else text
-    return text

@@ -13,7 +13,11 @@ from libhoney.internal import is_from_outside, is_interrupt
 from libhoney.transmission import lifecycle
 from libhoney.transmission.batching import Batch
 from libhoney.transmission.delivery import Delivery
-from libhoney.transmission.queued import HTTP_TIMEOUT, QueuedTransmission
+from libhoney.transmission.queued import (
+    HTTP_TIMEOUT,
+    SLOW_REQUEST_SECONDS,
+    QueuedTransmission,
+)
 
 # Seconds that a request takes, and half of those that a batch waits in vain, for one more to be
 # worth a thread, beyond the first two.
@@ -46,6 +50,7 @@ class Transmission(QueuedTransmission):
         self._kept_due = math.inf  # until when one of the idle threads waits
         # When each request under way began, and how many seconds the last one took.
         self._begun: dict[Delivery, float] = {}
+        self._slow: set[Delivery] = set()  # those of them that were warned of
         self._took = 0.0
         self._poster = Poster(self._proxies, self._max_concurrent_batches, self._user_session)
 
@@ -244,8 +249,11 @@ class Transmission(QueuedTransmission):
                     elif due is not None:
                         self._wake.notify()
                     return delivery
-                if self._has_to_tell():  # a destructor has run here
+                slow_due = self._look_for_slow_requests()
+                if self._has_to_tell():  # of these, or a destructor has run here
                     return None
+                if slow_due is not None and (due is None or slow_due < due):
+                    due = slow_due
                 keeps_time = due is not None and due < self._kept_due
                 self._idle += 1
                 try:
@@ -260,6 +268,20 @@ class Transmission(QueuedTransmission):
                         if keeps_time:  # another may, too; that is harmless
                             self._kept_due = math.inf
             return None
+
+    def _look_for_slow_requests(self) -> float | None:
+        """Warn of requests without a response; return when to look again. With the lock held."""
+        due = None
+        for delivery, begun in self._begun.items():
+            if delivery in self._slow:
+                continue
+            slow_at = begun + SLOW_REQUEST_SECONDS
+            if slow_at <= monotonic():
+                self._slow.add(delivery)
+                self._tell(self._log.log_slow, delivery, SLOW_REQUEST_SECONDS)
+            elif due is None or slow_at < due:
+                due = slow_at
+        return due
 
     def _next_turn(self) -> float | None:
         """Return when something may next be posted. Called with the lock held."""
@@ -287,6 +309,7 @@ class Transmission(QueuedTransmission):
         delay: float | None
         request_body = b""
         may_repeat = delivery.may_repeat
+        status, failure = 0, None
         try:
             request_body, request_headers = self._request(delivery)
             status, headers, body = self._poster.post(
@@ -299,15 +322,21 @@ class Transmission(QueuedTransmission):
                 delivery.interrupted()
                 self._conclude(delivery, None if delivery.is_over else 0.0)
                 raise
+            failure = error
             delay = delivery.failed(self._describe(error, delivery.batch), _may_pass(error))
         finally:
             if delivery.may_repeat != may_repeat:  # it was posted twice
                 self._count_request(request_body)
             with self._lock:
                 begun = self._begun.pop(delivery, None)
+                self._slow.discard(delivery)
                 if begun is not None:
                     self._took = monotonic() - begun
-        self._conclude(delivery, delay)
+        try:
+            self._log_attempt(delivery, delay, status, failure)
+        finally:
+            del failure  # which has this frame, and so the delivery
+            self._conclude(delivery, delay)
 
     def _post_here(self, awaited: list[Batch], deadline: float) -> None:
         """Post in the calling thread, for want of another, until `awaited` are settled."""

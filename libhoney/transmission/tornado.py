@@ -31,7 +31,11 @@ from libhoney.transmission import lifecycle
 from libhoney.transmission.base import Response
 from libhoney.transmission.batching import Batch
 from libhoney.transmission.delivery import MAX_ANSWER_BYTES, Delivery
-from libhoney.transmission.queued import HTTP_TIMEOUT, QueuedTransmission
+from libhoney.transmission.queued import (
+    HTTP_TIMEOUT,
+    SLOW_REQUEST_SECONDS,
+    QueuedTransmission,
+)
 
 # Seconds after which a wait looks whether the loop it relies on still runs.
 _LOOK_AGAIN = 0.5
@@ -559,18 +563,32 @@ class _Sender:
         transmission = self._transmission
         body = bytearray()
         conclude: Callable[[], float | None]
+        status, failure = 0, None
+        slow = self.loop.call_later(
+            SLOW_REQUEST_SECONDS,
+            transmission._log.log_slow,
+            delivery,
+            SLOW_REQUEST_SECONDS,
+            context=contextvars.Context(),
+        )
         try:
             answer = await self._post(delivery, body)
         except Exception as error:
+            failure = error
             reason = transmission._describe(error, delivery.batch)
             may_pass = isinstance(error, (OSError, HTTPError, RuntimeError))
             conclude = functools.partial(delivery.failed, reason, may_pass)
         else:
-            conclude = functools.partial(
-                delivery.answered, answer.code, answer.headers, bytes(body)
-            )
+            status = answer.code
+            conclude = functools.partial(delivery.answered, status, answer.headers, bytes(body))
+        finally:
+            slow.cancel()
         with transmission._lock:
-            return conclude() if delivery in self.under_way else None
+            if delivery not in self.under_way:
+                return None
+            delay = conclude()
+        transmission._log_attempt(delivery, delay, status, failure)
+        return delay
 
     async def _post(self, delivery: Delivery, body: bytearray) -> HTTPResponse:
         """Return the answer and put its content into `body`; raise what the client raises."""

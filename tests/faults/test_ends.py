@@ -191,10 +191,12 @@ def test_end_with_a_response_queue_that_is_full(receiver: Receiver, run: Run, wa
 
 
 def test_daemon_threads_that_send_at_the_end(receiver: Receiver, run: Run) -> None:
-    """They are cut off wherever they are, and nobody hears of it."""
-    run(
+    """They are cut off wherever they are; only the loss of their events is logged."""
+    done = run(
         """
-        lifecycle.EXIT_TIMEOUT = 1.0
+        logging.getLogger("honeycomb-sdk").addHandler(logging.StreamHandler(sys.stdout))
+        logging.getLogger("honeycomb-sdk").propagate = False
+        lifecycle.EXIT_TIMEOUT = 0.4
         def produce(producer):
             for n in range(1_000_000_000):
                 send(f"{producer} {n}", n=n)
@@ -209,6 +211,8 @@ def test_daemon_threads_that_send_at_the_end(receiver: Receiver, run: Run) -> No
         "init(send_frequency=0.005, max_batch_size=100)",
     )
     assert "before" in names(receiver)
+    for line in done.stdout.splitlines():
+        assert "not delivered" in line, done.stdout
 
 
 def test_threads_that_send_late(receiver: Receiver, run: Run) -> None:

@@ -108,7 +108,7 @@ def test_exit_is_bounded(receiver: Receiver, run_program: RunProgram) -> None:
 
 
 def test_exit_is_bounded_once(receiver: Receiver, run_program: RunProgram) -> None:
-    """With `multiprocessing` loaded the end is told twice; the bound is for both together."""
+    """With `multiprocessing` loaded, all is flushed at least twice; the bound is for all times."""
     done = run_program(
         """
         import multiprocessing.util
@@ -126,7 +126,7 @@ def test_exit_is_bounded_once(receiver: Receiver, run_program: RunProgram) -> No
         """
     )
     waits = [float(line.split()[1]) for line in done.stdout.splitlines() if "waits" in line]
-    assert len(waits) == 2
+    assert len(waits) >= 2
     assert sum(waits) <= 0.2
 
 

@@ -936,7 +936,7 @@ def test_proxies_are_said_to_be_unknown_once(make: Make, caplog: pytest.LogCaptu
         make(proxies={"https": "http://proxy"})
 
     assert [r.getMessage() for r in caplog.records] == [
-        "TornadoTransmission knows no proxies: the setting is ignored"
+        "libhoney: TornadoTransmission knows no proxies: the setting is ignored"
     ]
 
 
