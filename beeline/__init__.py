@@ -133,7 +133,7 @@ def init(
     - `mask_urls`: False records URLs with user info and with secrets in their queries.
     - any setting of `libhoney.transmission.Transmission`: `max_concurrent_batches`,
       `max_batch_size`, `send_frequency`, `block_on_send`, `block_on_response`, `max_pending`,
-      `compression` and so on.
+      `compression`, `exit_timeout` and so on.
 
     Raises ValueError, naming the setting, for a value that cannot work, and TypeError for a
     setting that does not exist.

@@ -111,7 +111,7 @@ class Client(Addressed):
         `FileTransmission`, gets events without key, dataset and API host, too. Without a
         `transmission_impl`, a `Transmission` is made of the other settings, among them
         `max_pending`, `max_responses`, `compression`, `gzip_enabled`, `gzip_compression_level`,
-        `proxies` and `statsd` (see `Transmission`).
+        `proxies`, `statsd` and `exit_timeout` (see `Transmission`).
 
         Raises ValueError, naming the setting, for a value that cannot work.
         """

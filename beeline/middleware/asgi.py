@@ -21,6 +21,7 @@ from beeline.middleware.starlette_errors import leave_span_to_error_page
 from beeline.middleware.wsgi import SERVER_SPAN_KEY
 from beeline.propagation import Request
 from libhoney.internal import get_logger, is_interrupt
+from libhoney.transmission.lifecycle import flush_at_shutdown
 
 __all__ = ["ASGIRequest", "HoneyASGIMiddleware"]
 
@@ -344,13 +345,13 @@ async def _flush() -> None:
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:  # another kind of loop; at its end it may wait
-        beeline.flush(FLUSH_TIMEOUT)
+        flush_at_shutdown(beeline.flush, FLUSH_TIMEOUT)
         return
     try:
         # A thread of its own: those of the loop may all be busy.
         executor = ThreadPoolExecutor(1, "beeline-flush")
         try:
-            await loop.run_in_executor(executor, beeline.flush, FLUSH_TIMEOUT)
+            await loop.run_in_executor(executor, flush_at_shutdown, beeline.flush, FLUSH_TIMEOUT)
         finally:
             executor.shutdown(wait=False)
     except Exception:

@@ -35,8 +35,16 @@ if TYPE_CHECKING:
             """Start afresh, in a forked child: no threads, new locks, nothing waiting."""
 
 
-# Seconds that the end of a process may wait for answers, all transmissions together.
+# Seconds that an exiting process waits for responses, all transmissions together, unless the
+# setting `exit_timeout` or the environment says otherwise.
 EXIT_TIMEOUT = 10.0
+EXIT_TIMEOUT_VARIABLE = "HONEYCOMB_EXIT_TIMEOUT"
+# The same if no request of this process succeeded: then a longer wait would hardly help.
+UNREACHED_EXIT_TIMEOUT = 2.0
+# The longest `exit_timeout`; a lock can wait no longer than some years.
+MAX_EXIT_TIMEOUT = 86_400.0
+# Seconds of waiting at exit after which that is announced on stderr.
+NOTICE_AFTER = 0.5
 # Seconds that the end of a job may wait for responses, in a process that exits right after it.
 JOB_TIMEOUT = 2.0
 # Seconds that the end of a sub-interpreter may wait for requests under way beyond that.
@@ -59,8 +67,63 @@ _uwsgi_hooked = False
 _uwsgi_pid = 0
 _before_uwsgi_forks = False
 _exit_waited = 0.0
+_shutdown_waited = 0.0
+_request_succeeded = False
+_is_noticed = False
+_is_forked = False
 _logging_came_first = "logging" in sys.modules
 _is_ahead_of_logging = False
+
+
+class Deadline:
+    """When to stop waiting."""
+
+    def __init__(self, timeout: float) -> None:
+        """Stop `timeout` seconds from now."""
+        self._at = monotonic() + timeout
+
+    def at(self) -> float:
+        """Return when to stop, in monotonic seconds, as far as it is known now."""
+        return self._at
+
+    def pause(self) -> float:
+        """Return how many seconds to wait before `look`; 0 or less when it is time to stop."""
+        return self.at() - monotonic()
+
+    def look(self) -> None:
+        """Do what is due between two waits. Not to be called with a lock held."""
+
+
+class ExitDeadline(Deadline):
+    """When an exiting process stops waiting for one transmission.
+
+    It is later once a request has succeeded.
+    """
+
+    def __init__(self, started: float, timeout: float) -> None:
+        """Stop `timeout` seconds after `started`, which is in monotonic seconds."""
+        self._started = started
+        self._timeout = timeout
+
+    def at(self) -> float:
+        """Return when to stop, in monotonic seconds, as far as it is known now."""
+        if _request_succeeded:
+            return self._started + self._timeout
+        return self._started + min(self._timeout, UNREACHED_EXIT_TIMEOUT)
+
+    def pause(self) -> float:
+        """Return how many seconds to wait before `look`; 0 or less when it is time to stop.
+
+        Short, also because on Windows Ctrl-C does not interrupt a wait.
+        """
+        until_notice = self._started + NOTICE_AFTER - monotonic()
+        return min(super().pause(), until_notice if until_notice > 0 else NOTICE_AFTER)
+
+    def look(self) -> None:
+        """Announce a wait that takes long."""
+        now = monotonic()
+        if self.at() > now >= self._started + NOTICE_AFTER:
+            _print_notice(self.at() - now)
 
 
 def register(transmission: Flushable) -> None:
@@ -232,33 +295,121 @@ def _release(lock: Any) -> None:
         return
 
 
+def note_success() -> None:
+    """Learn that a request of this process succeeded: its exit may wait longer."""
+    global _request_succeeded, _shutdown_waited
+    _request_succeeded = True
+    _shutdown_waited = 0.0
+
+
+def check_exit_timeout(value: object) -> float | None:
+    """Return the setting `exit_timeout` in seconds; if it is None, the environment's or None.
+
+    Raises ValueError, naming the setting, for a value that is not accepted. For one of the
+    environment a warning is logged.
+    """
+    if value is not None:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if is_number and 0 <= value <= MAX_EXIT_TIMEOUT:  # type: ignore[operator]
+            return float(value)  # type: ignore[arg-type]
+        raise ValueError(
+            f"exit_timeout must be a number of seconds from 0 to {MAX_EXIT_TIMEOUT:.0f}, "
+            f"not {value!r}"
+        )
+    text = os.environ.get(EXIT_TIMEOUT_VARIABLE, "").strip()
+    if not text:
+        return None
+    try:
+        return check_exit_timeout(float(text))
+    except ValueError:
+        warn_once(
+            "honeycomb-sdk",
+            (EXIT_TIMEOUT_VARIABLE, text),
+            "libhoney: %s must be a number of seconds from 0 to %.0f, not %r; the default of %g s "
+            "is used",
+            EXIT_TIMEOUT_VARIABLE,
+            MAX_EXIT_TIMEOUT,
+            text,
+            EXIT_TIMEOUT,
+        )
+        return None
+
+
+def flush_at_shutdown(flush: Callable[[float], bool], longest: float) -> None:
+    """Flush for at most `longest` seconds, and no longer than the process may wait when it exits.
+
+    This is for a server's shutdown, after which the process may exit, be killed, or go on: nothing
+    is given up. The exit then waits that much less.
+    """
+    global _shutdown_waited
+    started = monotonic()
+    timeout = max((_exit_timeout(one) for one in list(_transmissions)), default=EXIT_TIMEOUT)
+    if flush(min(longest, ExitDeadline(started, timeout).at() - started)):
+        return
+    _shutdown_waited = monotonic() - started
+    counts = _undelivered()
+    if counts:
+        from libhoney.transmission.messages import count_events, show_hosts
+
+        log(
+            "honeycomb-sdk",
+            WARNING,
+            f"libhoney: {count_events(sum(counts.values()))} for {show_hosts(counts)} still queued "
+            "at shutdown; what is not delivered before the process ends is lost",
+        )
+
+
 def _flush_all(**_: object) -> None:
     """Deliver all queued events and log those that are lost; called at least once at exit.
 
-    The bound is for all these times together.
+    The bound is for all these times together. Ctrl-C ends the wait.
     """
     global _exit_waited
     started = monotonic()
-    deadline = started + EXIT_TIMEOUT - _exit_waited
+    began = started - _exit_waited - _shutdown_waited
     transmissions = list(_transmissions)
-    if len(transmissions) > 1:  # all at once, so that none waits for another's server
+    try:
+        if len(transmissions) > 1:  # all at once, so that none waits for another's server
+            for transmission in transmissions:
+                _flush(transmission, 0.0)
         for transmission in transmissions:
-            _flush(transmission, 0.0)
-    for transmission in transmissions:
-        _flush(transmission, max(0.0, deadline - monotonic()))
-    for transmission in transmissions:
-        _give_up(transmission)
+            _flush(transmission, ExitDeadline(began, _exit_timeout(transmission)))
+    except KeyboardInterrupt:  # nothing else of the application runs that is to learn of it
+        pass
+    finally:
+        for transmission in transmissions:
+            _give_up(transmission)
+        _exit_waited += monotonic() - started
     if transmissions and _in_subinterpreter():
         for transmission in transmissions:
             _close(transmission)
         ours = [one for one in threading.enumerate() if one.name.startswith("honeycomb-")]
         end_threads(ours, monotonic() + _LAST_REQUESTS)
-    _exit_waited += monotonic() - started
 
 
-def _flush(transmission: Flushable, timeout: float) -> None:
+def _exit_timeout(transmission: Any) -> float:
+    timeout: float | None = getattr(transmission, "exit_timeout", None)
+    return timeout if timeout is not None else EXIT_TIMEOUT
+
+
+def _undelivered() -> dict[str, int]:
+    """Return how many events are queued or in flight in this process, by API host."""
+    counts: dict[str, int] = {}
+    for transmission in list(_transmissions):
+        if hasattr(transmission, "undelivered"):
+            for api_host, count in transmission.undelivered().items():
+                counts[api_host] = counts.get(api_host, 0) + count
+    return counts
+
+
+def _flush(transmission: Any, timeout: float | ExitDeadline) -> None:
     try:
-        transmission.flush(timeout)
+        if not isinstance(timeout, ExitDeadline):
+            transmission.flush(timeout)
+        elif hasattr(transmission, "flush_at_exit"):
+            transmission.flush_at_exit(timeout)
+        else:
+            transmission.flush(max(0.0, timeout.at() - monotonic()))
     except Exception:
         get_logger("honeycomb-sdk").warning("flushing at exit failed", exc_info=True)
 
@@ -269,6 +420,39 @@ def _give_up(transmission: Any) -> None:
             transmission.give_up("before the process exited")
     except Exception:
         log("honeycomb-sdk", WARNING, "dropping queued events at exit failed", exc_info=True)
+
+
+def _print_notice(seconds: float) -> None:
+    """Print once on stderr what an exiting process waits for; never raise.
+
+    Not in a forked or `multiprocessing` child, which shares the terminal with its parent, and not
+    where no terminal takes a Ctrl-C.
+    """
+    global _is_noticed
+    if _is_noticed or _is_forked or _is_unattended():
+        return
+    _is_noticed = True
+    try:
+        counts = _undelivered()
+        if counts:
+            from libhoney.transmission.messages import count_events, show_hosts
+
+            sys.stderr.write(
+                f"libhoney: waiting up to {seconds:.1f} s for {show_hosts(counts)} to accept "
+                f"{count_events(sum(counts.values()))} (Ctrl-C skips this)\n"
+            )
+            sys.stderr.flush()
+    except Exception:  # it is closed, or there is none
+        return
+
+
+def _is_unattended() -> bool:
+    process: Any = sys.modules.get("multiprocessing.process")
+    return (
+        "uwsgi" in sys.modules
+        or "AWS_LAMBDA_RUNTIME_API" in os.environ
+        or (process is not None and process.parent_process() is not None)
+    )
 
 
 def _run_ahead_of_logging() -> None:
@@ -298,8 +482,11 @@ def _after_fork_in_parent() -> None:
 
 
 def _in_child() -> None:
-    global _exit_waited, _import_lock, _start_lock, _uwsgi_pid
-    _exit_waited = 0.0
+    global _exit_waited, _import_lock, _is_forked, _is_noticed, _request_succeeded
+    global _shutdown_waited, _start_lock, _uwsgi_pid
+    _exit_waited = _shutdown_waited = 0.0
+    _is_noticed = _request_succeeded = False
+    _is_forked = True
     _import_lock = threading.RLock()
     _start_lock = reentrant_lock()
     _uwsgi_pid = os.getpid()

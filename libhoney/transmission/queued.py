@@ -49,6 +49,7 @@ from libhoney.transmission.encoding import (
     loads,
     was_cut_down,
 )
+from libhoney.transmission.lifecycle import Deadline
 from libhoney.transmission.messages import without_key
 from libhoney.version import VERSION
 
@@ -94,6 +95,7 @@ class QueuedTransmission(PublicAttributes):
         *,
         compression: str | None = "gzip",
         statsd: Any = None,
+        exit_timeout: float | None = None,
     ) -> None:
         """Check the settings; nothing is started.
 
@@ -109,6 +111,8 @@ class QueuedTransmission(PublicAttributes):
           `isal` is installed, `send` compresses what waits each time that it is 128 KB (0.1 ms).
         - `proxies`: as the `proxies` of `requests`; the environment's hold too.
         - `statsd`: a client with `incr` and `gauge`, told of each batch.
+        - `exit_timeout`: maximum time in seconds that an exiting process waits for responses; None
+          means `HONEYCOMB_EXIT_TIMEOUT`, or 10. It is at most 2 if no request ever succeeded.
 
         Raises ValueError, naming the setting, for a value that cannot work.
         """
@@ -120,6 +124,7 @@ class QueuedTransmission(PublicAttributes):
             check_count("max_pending", max_pending, 1)
         self._logger = get_logger("honeycomb-sdk", debug)
         self._debug = debug
+        self.exit_timeout = lifecycle.check_exit_timeout(exit_timeout)
         self._max_concurrent_batches = max_concurrent_batches
         self._max_batch_size = max_batch_size
         self._max_pending = max_pending
@@ -458,8 +463,19 @@ class QueuedTransmission(PublicAttributes):
 
         Return True when the server answered for all that was sent before this call.
         """
+        return self._flush_until(Deadline(timeout))
+
+    def flush_at_exit(self, deadline: Deadline) -> bool:
+        """Flush until a deadline that may move, without waiting for a reader of responses."""
+        if self._block_on_response:
+            self._block_on_response = False
+            self._responses.lift_bound()
+        is_delivered = self._flush_until(deadline)
+        return self._flush_until(deadline) and is_delivered  # what daemon threads sent meanwhile
+
+    def _flush_until(self, deadline: Deadline) -> bool:
         try:
-            return self._flush(timeout)
+            return self._flush(deadline)
         except BaseException:  # a signal handler's: what it interrupted may have had news
             self._is_torn = True
             self._mend()
@@ -467,8 +483,16 @@ class QueuedTransmission(PublicAttributes):
         finally:
             self._act()
 
-    def _flush(self, timeout: float) -> bool:
+    def _flush(self, deadline: Deadline) -> bool:
         raise NotImplementedError
+
+    def undelivered(self) -> dict[str, int]:
+        """Return how many events are queued or in flight, by API host."""
+        counts: collections.Counter[str] = collections.Counter()
+        with self._lock:
+            for batch in self._batcher.unsettled():
+                counts[batch.destination.api_host] += batch.count
+        return counts
 
     def _notify(self) -> None:
         """Learn, with the lock held, that a batch was opened or is ready. Never raise."""
@@ -512,6 +536,8 @@ class QueuedTransmission(PublicAttributes):
         self, delivery: Delivery, delay: float | None, status: int, error: Exception | None = None
     ) -> None:
         """Log how a request ended, before `_conclude`; see `DeliveryLog.log_attempt`."""
+        if error is None and status in (200, 202):
+            lifecycle.note_success()
         if delivery.batch in self._deliveries:  # else `give_up` has logged it
             self._log.log_attempt(delivery, delay, status, error)
 
@@ -595,8 +621,6 @@ class QueuedTransmission(PublicAttributes):
 
         `when` ends that sentence: "before the process exited".
         """
-        if self._block_on_response:
-            self._responses.lift_bound()  # this is not to wait for a reader
         self._log.start_giving_up()
         try:
             for _ in range(_GIVE_UP_ROUNDS):
@@ -621,6 +645,8 @@ class QueuedTransmission(PublicAttributes):
             self._ended = self._closed = True
             self._settled.notify_all()
         try:
+            if self._block_on_response:
+                self._responses.lift_bound()  # `close` is not to wait for a reader
             self.give_up("before the transmission closed")
             deadline = monotonic() + _SETTLE_TIMEOUT
             with self._lock:  # None on the queue is to be the last

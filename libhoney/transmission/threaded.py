@@ -13,6 +13,7 @@ from libhoney.internal import is_from_outside, is_interrupt
 from libhoney.transmission import lifecycle
 from libhoney.transmission.batching import Batch
 from libhoney.transmission.delivery import Delivery
+from libhoney.transmission.lifecycle import Deadline
 from libhoney.transmission.queued import (
     HTTP_TIMEOUT,
     SLOW_REQUEST_SECONDS,
@@ -102,8 +103,7 @@ class Transmission(QueuedTransmission):
         self._user_session = _import_user_session().UserSession(session)
         self._poster.user_session = self._user_session
 
-    def _flush(self, timeout: float) -> bool:
-        deadline = monotonic() + timeout
+    def _flush(self, deadline: Deadline) -> bool:
         with self._lock:
             awaited = self._make_all_ready()
             unanswered = self._unanswered
@@ -115,17 +115,18 @@ class Transmission(QueuedTransmission):
             return True
         if not any(thread.is_alive() for thread in list(self._threads)):  # none starts at exit
             contextvars.Context().run(self._post_here, awaited, deadline)
-            if monotonic() >= deadline:
+            if deadline.pause() <= 0:
                 return False
         settled = self._settled
-        with settled:
-            while not _are_settled(awaited):
-                remaining = deadline - monotonic()
+        while True:
+            with settled:
+                is_delivered = _are_settled(awaited)
+                pause = deadline.pause()
                 # Under gevent, a greenlet that waits here is copied to a forked child as well.
-                if remaining <= 0 or self._settled is not settled:
-                    break
-                settled.wait(remaining)
-            return not awaited and self._unanswered == unanswered
+                if is_delivered or pause <= 0 or self._settled is not settled:
+                    return is_delivered and self._unanswered == unanswered
+                settled.wait(pause)
+            deadline.look()
 
     def close(self, timeout: float = 10.0) -> bool:
         """Flush, then end: what was not answered in time is reported as dropped.
@@ -338,11 +339,12 @@ class Transmission(QueuedTransmission):
             del failure  # which has this frame, and so the delivery
             self._conclude(delivery, delay)
 
-    def _post_here(self, awaited: list[Batch], deadline: float) -> None:
+    def _post_here(self, awaited: list[Batch], deadline: Deadline) -> None:
         """Post in the calling thread, for want of another, until `awaited` are settled."""
         while True:
-            remaining = deadline - monotonic()
-            if remaining <= 0:
+            deadline.look()
+            pause = deadline.pause()
+            if pause <= 0:
                 return
             with self._lock:
                 if _are_settled(awaited):
@@ -350,12 +352,12 @@ class Transmission(QueuedTransmission):
                 delivery = self._take()
                 due = self._next_due()
             if delivery is not None:
-                self._attempt(delivery, deadline)
+                self._attempt(delivery, deadline.at())
             elif due is None:
                 return
             else:
                 with self._lock:
-                    self._settled.wait(max(0.0, min(remaining, due - monotonic())))
+                    self._settled.wait(max(0.0, min(pause, due - monotonic())))
 
 
 def _are_settled(batches: list[Batch]) -> bool:

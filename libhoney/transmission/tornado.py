@@ -31,6 +31,7 @@ from libhoney.transmission import lifecycle
 from libhoney.transmission.base import Response
 from libhoney.transmission.batching import Batch
 from libhoney.transmission.delivery import MAX_ANSWER_BYTES, Delivery
+from libhoney.transmission.lifecycle import Deadline
 from libhoney.transmission.queued import (
     HTTP_TIMEOUT,
     SLOW_REQUEST_SECONDS,
@@ -128,8 +129,7 @@ class TornadoTransmission(QueuedTransmission):
         """
         return super().flush(timeout)
 
-    def _flush(self, timeout: float) -> bool:
-        deadline = monotonic() + timeout
+    def _flush(self, deadline: Deadline) -> bool:
         with self._lock:
             awaited = set(self._make_all_ready())
             if awaited:
@@ -137,9 +137,10 @@ class TornadoTransmission(QueuedTransmission):
             unanswered = self._unanswered
         self._act(for_all=True)
         while True:
+            deadline.look()
             with self._lock:
                 awaited.intersection_update(self._batcher.unsettled())
-                remaining = deadline - monotonic()
+                remaining = deadline.pause()
                 if not awaited or remaining <= 0:
                     return not awaited and self._unanswered == unanswered
                 sender = self._sender
@@ -249,7 +250,7 @@ class TornadoTransmission(QueuedTransmission):
             or (batch in self._deliveries and self._deliveries[batch].due is not None)
         }
 
-    def _deliver_apart(self, batches: set[Batch], deadline: float) -> bool:
+    def _deliver_apart(self, batches: set[Batch], deadline: Deadline) -> bool:
         """Deliver in a loop of our own; False where that is impossible."""
         failures: list[Exception] = []
 
@@ -268,7 +269,9 @@ class TornadoTransmission(QueuedTransmission):
             except RuntimeError as error:  # no more threads
                 failures.append(error)
             else:
-                thread.join(max(0.0, deadline - monotonic()) + _LOOK_AGAIN)
+                while thread.is_alive() and (pause := deadline.pause() + _LOOK_AGAIN) > 0:
+                    thread.join(pause)
+                    deadline.look()
         with self._lock:
             self._notify()
         for failure in failures:
@@ -449,12 +452,13 @@ class _Sender:
         self._is_stopped = True
         self.under_way.clear()
 
-    async def deliver(self, batches: set[Batch], deadline: float) -> None:
+    async def deliver(self, batches: set[Batch], deadline: Deadline) -> None:
         """Deliver these batches; hand back what was not answered by the deadline."""
         self._wanted = batches
         self._pump()
         while True:
-            remaining = deadline - monotonic()
+            deadline.look()
+            remaining = deadline.pause()
             if remaining <= 0:
                 break
             if self._tasks:
@@ -686,7 +690,7 @@ class _OwnLoop(asyncio.SelectorEventLoop):
 
 
 def _deliver_in_own_loop(
-    transmission: TornadoTransmission, batches: set[Batch], deadline: float
+    transmission: TornadoTransmission, batches: set[Batch], deadline: Deadline
 ) -> None:
     """Deliver in a new event loop in the calling thread, where none may run."""
 

@@ -293,7 +293,9 @@ def test_disabled_takes_all_settings() -> None:
         db_query_args=False,
         max_batch_size=10,
     )
-    beeline.init(KEY, enabled=False, compression=None, max_pending=5, block_on_send=True)
+    beeline.init(
+        KEY, enabled=False, compression=None, max_pending=5, block_on_send=True, exit_timeout=1
+    )
 
 
 # Bad settings
@@ -342,6 +344,7 @@ BAD_SETTINGS = [
     ("send_frequency", 0),
     ("send_frequency", "1"),
     ("max_pending", -1),
+    ("exit_timeout", -1),
     ("compression", "rar"),
 ]
 

@@ -161,6 +161,8 @@ def test_incomplete_event_is_not_sent_but_reported(
         ("max_batch_size", True),
         ("max_concurrent_batches", 0),
         ("max_pending", 0),
+        ("exit_timeout", -1),
+        ("exit_timeout", "2 s"),
         ("max_responses", -1),
         ("send_frequency", 0),
         ("send_frequency", -1),

@@ -7,6 +7,7 @@ import gc
 import logging
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,6 +27,7 @@ from beeline.middleware.asgi import (
 )
 from beeline.middleware.wsgi import SERVER_SPAN_KEY
 from beeline.propagation import PropagationContext, Request, w3c
+from libhoney.transmission import lifecycle
 from tests.receiver import Answer
 from tests.servers.asgi import SERVERS, ASGIApp, serve_asgi
 from tests.servers.helpers import TIMEOUT, Sent, fetch
@@ -1024,6 +1026,25 @@ class TestLifespan:
         asyncio.run(lifespan.run(lambda _, *channel: live(*channel)))
         assert lifespan.told == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
         assert lifespan.arrived == [0, 0]
+
+    def test_receiver_that_was_never_reached(
+        self, sent: Sent, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A shutdown waits no longer than the exit would, and logs what may be lost."""
+        monkeypatch.setattr(lifecycle, "_request_succeeded", False)
+        monkeypatch.setattr(lifecycle, "_shutdown_waited", 0.0)
+        monkeypatch.setattr(lifecycle, "UNREACHED_EXIT_TIMEOUT", 0.05)
+        sent.receiver.order(Answer(hang=True))
+        with beeline.tracer("work"):
+            pass
+        lifespan = Lifespan(sent)
+        started = time.monotonic()
+        asyncio.run(lifespan.run(lambda _, *channel: live(*channel)))
+        assert time.monotonic() - started < asgi.FLUSH_TIMEOUT
+        assert lifespan.told == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+        (message,) = caplog.messages
+        assert "1 event for http://127.0.0.1" in message
+        assert "still queued at shutdown" in message
 
     def test_another_kind_of_loop(self, sent: Sent) -> None:
         """Under a loop that is not asyncio's, such as trio's, the flush comes first as well."""
