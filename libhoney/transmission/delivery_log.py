@@ -111,11 +111,12 @@ class DeliveryLog:
 
         The `reason` is the kind, unless it is given.
         """
-        is_logged = self._warn(kind, message)
-        with self._lock:
+        with self._lock:  # before the warning: another thread may lose events during it
             before, _ = self._unlogged.pop(kind, (0, ""))
-            if not is_logged:  # else the message says how many such warnings there were
-                self._unlogged[kind] = before + count, reason or kind
+        if not self._warn(kind, message):  # else it says how many such warnings there were
+            with self._lock:
+                others, _ = self._unlogged.get(kind, (0, ""))
+                self._unlogged[kind] = others + before + count, reason or kind
 
     def start_giving_up(self) -> None:
         """Leave the loss of events to `log_given_up`, until that is called."""
@@ -197,6 +198,16 @@ class DeliveryLog:
             (shown, f"{one.status} ({describe_status(one.status)[1]})" if one.status else problem)
             for one in failed
         ]
+
+    def log_repeat(self, delivery: Delivery) -> None:
+        """Log, in debug mode, that a request was lost on a reused connection."""
+        if self._debug:
+            path = delivery.url.rpartition("/1/batch/")[2]
+            log(
+                self._logger,
+                DEBUG,
+                f"libhoney: POST /1/batch/{path}: lost on a reused connection, repeated at once",
+            )
 
     def _log_request(self, delivery: Delivery, result: str) -> None:
         attempt = delivery.attempt

@@ -334,6 +334,8 @@ class Transmission(QueuedTransmission):
                 if begun is not None:
                     self._took = monotonic() - begun
         try:
+            if delivery.may_repeat != may_repeat:
+                self._log.log_repeat(delivery)
             self._log_attempt(delivery, delay, status, failure)
         finally:
             del failure  # which has this frame, and so the delivery

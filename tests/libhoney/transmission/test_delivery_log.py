@@ -378,13 +378,32 @@ def test_a_log_handler_that_raises_loses_no_event(
 # Debug mode
 
 
+def test_debug_mode_logs_a_request_that_is_repeated_at_once(
+    receiver: Receiver, messages: Messages
+) -> None:
+    """A request that is lost on a reused connection has a line of its own."""
+    client = Client(writekey=KEY, dataset="things", api_host=receiver.url, debug=True)
+    receiver.order(Answer(), Answer(close="during-read"))
+    for number in range(2):
+        send(client, number)
+        assert client.flush()
+    client.close()
+    assert "libhoney: POST /1/batch/things: lost on a reused connection, repeated at once" in (
+        messages.rest()
+    )
+    assert len(receiver.events) == 2
+
+
 @pytest.mark.usefixtures("quick_retries")
 def test_debug_mode_logs_each_request_and_each_retry(
     receiver: Receiver, make: Make, messages: Messages
 ) -> None:
     """One line each, with status, events and time."""
     receiver.order(
-        Answer(status=503), Answer(statuses=[202, 429, 202]), Answer(close="during-read")
+        # First, for a request that is lost on a reused connection is repeated at once.
+        Answer(close="during-read"),
+        Answer(status=503),
+        Answer(statuses=[202, 429, 202]),
     )
     client = make(debug=True)
     for number in range(3):
@@ -396,12 +415,13 @@ def test_debug_mode_logs_each_request_and_each_retry(
         if "POST" in message or "attempt" in message
     ]
     assert lines == [
+        "libhoney: POST /1/batch/things: connection closed by the server, 3 events, N ms",
+        "libhoney: retrying 3 events for things in N s (attempt 2): "
+        "connection closed by the server",
         "libhoney: POST /1/batch/things: 503, 3 events, N ms",
-        "libhoney: retrying 3 events for things in N s (attempt 2): 503 (service unavailable)",
+        "libhoney: retrying 3 events for things in N s (attempt 3): 503 (service unavailable)",
         "libhoney: POST /1/batch/things: 200, 3 events, N ms",
-        "libhoney: retrying 1 event for things in N s (attempt 3): 429 (rate limited)",
-        "libhoney: POST /1/batch/things: connection closed by the server, 1 event, N ms",
-        "libhoney: retrying 1 event for things in N s (attempt 4): connection closed by the server",
+        "libhoney: retrying 1 event for things in N s (attempt 4): 429 (rate limited)",
         "libhoney: POST /1/batch/things: 200, 1 event, N ms",
     ]
 
