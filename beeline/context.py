@@ -32,6 +32,45 @@ def activate(span: Span | None) -> Span | None:
     return previous
 
 
+def get_current() -> Span | None:
+    """Return the span that new spans here are children of, or None; leave those that ended."""
+    span = get_active()
+    return leave_ended(span) if span is not None and span.finished else span
+
+
+def leave_ended(span: Span) -> Span | None:
+    """Make the span around a finished one active, and return it.
+
+    That is the innermost open span of the same trace. Without one, this is work that outlives its
+    trace, such as a background task, and stays in it. Not so where a generator's block was left by
+    `GeneratorExit`: who abandoned the generator may not know of its span, and would stay in its
+    trace for ever.
+    """
+    ended: Span | None = span
+    while ended is not None and ended.finished and ended._is_abandoned:
+        ended = ended.previous
+    around = ended
+    while around is not None and (around.finished or around.trace is not ended.trace):  # type: ignore[union-attr]
+        around = around.previous
+    if around is None:
+        around = ended
+    if around is not span:
+        set_active(around)
+    return around
+
+
+def forget_ended_around(span: Span) -> None:
+    """Forget the finished spans around a finished one.
+
+    Work that starts its successor from inside its span (a timer, a task) would chain them all.
+    """
+    around = span.previous
+    while around is not None and around.finished:
+        around = around.previous
+    span.previous = around
+    span.depth = around.depth + 1 if around is not None else 0
+
+
 class Held:
     """An active span kept for work that is done in steps, such as a generator or a streamed body.
 

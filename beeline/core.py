@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from beeline import propagation
 from beeline.aiotrace import AsyncioTracer
-from beeline.context import get_active, set_active
+from beeline.context import get_current, set_active
 from beeline.decorators import check_name, traced, traced_thread
 from beeline.internal import LOGGER_NAME
 from beeline.propagation import default
@@ -275,7 +275,7 @@ class Beeline:
             merge(context, data, "new_event")
         if trace_name:
             context["name"] = trace_name
-        if get_active() is None:
+        if get_current() is None:
             self.tracer_impl.start_trace(context)
         else:
             self.tracer_impl.start_span(context)

@@ -9,7 +9,7 @@ import jinja2.nativetypes
 from wrapt import wrap_function_wrapper
 
 import beeline
-from beeline.context import get_active
+from beeline.context import get_current
 from beeline.decorators import traced
 from beeline.internal import warn_of_exception
 from beeline.trace import Span, SpanScope, Tracer
@@ -42,7 +42,7 @@ class _Rendering(SpanScope):
 
 def _start(template: Any) -> _Rendering | None:
     current = beeline.get_beeline()
-    if current is None or get_active() is None:
+    if current is None or get_current() is None:
         return None
     return _Rendering(current.tracer_impl, template)
 

@@ -393,7 +393,11 @@ class Program:
         self.check(place)
         self.places.remove(place)
         place.outer = outer
-        error = ValueError("expected") if how in ("throw", "raise") else None
+        error: BaseException | None = None
+        if how in ("throw", "raise"):
+            error = ValueError("expected")
+        elif how in ("close", "abandon"):
+            error = GeneratorExit()
         if how == "return":
             with suppress(StopIteration, StopAsyncIteration):
                 place.run(None)

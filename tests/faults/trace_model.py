@@ -2,7 +2,8 @@
 
 A chain holds the spans that a context is inside of, the innermost last. A copied context has a
 copied chain. A span that is finished here leaves the chain, and so do those inside it that ended
-elsewhere. One that only ended elsewhere stays: work that outlives a request goes on in its trace.
+elsewhere. One that only ended elsewhere gives way to an open one of its trace. Without one it
+stays: work that outlives a request continues in its trace, unless a closed generator left it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class Span:
     id: str = ""
     rollups: dict[str, float] = field(default_factory=dict)
     finished: bool = False
+    #: It was left by GeneratorExit: who closed or abandoned the generator is in no trace of its.
+    abandoned: bool = False
     #: It or one around it was finished in another order than that of nesting, or let go: of those
     #: around it, ones that ended elsewhere may be skipped.
     shuffled: bool = False
@@ -40,8 +43,21 @@ class Span:
 class Chain(list[Span]):
     """The spans that one context is inside of, outermost first."""
 
+    def leave_ended(self) -> None:
+        """Leave the finished spans that are no parents of new ones."""
+        while self and self[-1].finished:
+            last = self[-1]
+            if last.abandoned:
+                self.pop()
+                continue
+            open_ones = [n for n, s in enumerate(self) if s.trace is last.trace and not s.finished]
+            if not open_ones:
+                return
+            del self[open_ones[-1] + 1 :]
+
     def may_be_active(self) -> list[Span | None]:
         """Return the spans of which one has to be active: new spans are its children."""
+        self.leave_ended()
         if not any(span.shuffled for span in self):
             return [self[-1] if self else None]
         allowed: list[Span | None] = []
@@ -61,6 +77,7 @@ class Chain(list[Span]):
     @property
     def active(self) -> Span | None:
         """The innermost span."""
+        self.leave_ended()
         return self[-1] if self else None
 
     def copied(self) -> Chain:
@@ -145,7 +162,8 @@ class Model:
 
     def end_block(self, chain: Chain, span: Span, error: BaseException | None = None) -> None:
         """End a `with` block, a traced function, generator or coroutine."""
-        if error is not None:
+        span.abandoned = span.abandoned or isinstance(error, GeneratorExit)
+        if error is not None and not span.abandoned:
             span.fields["app.exception_type"] = str(type(error))
             span.fields["app.exception_string"] = str(error)
         if span.is_root:
