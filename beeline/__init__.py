@@ -303,11 +303,15 @@ def start_trace(
 ) -> Span | None:
     """Start a trace, to be ended with `finish_trace`; return its root span, now active.
 
-    Return a `NoopSpan` when disabled; None before `init` and after `close`.
+    Return a `NoopSpan` when disabled and near Python's recursion limit; None before `init` and
+    after `close`.
     """
     if _GBL is None:
         return _absent_span()
-    return _GBL.tracer_impl.start_trace(context, trace_id, parent_span_id)
+    try:
+        return _GBL.tracer_impl.start_trace(context, trace_id, parent_span_id)
+    except RecursionError:
+        return NOOP_SPAN  # type: ignore[return-value]
 
 
 def finish_trace(span: Span | None) -> None:
@@ -321,9 +325,15 @@ def start_span(
 ) -> Span | None:
     """Start a child of the active span, to be ended with `finish_span`.
 
-    Return a `NoopSpan` when disabled; None without a trace, before `init` and after `close`.
+    Return a `NoopSpan` when disabled and near Python's recursion limit; None without a trace,
+    before `init` and after `close`.
     """
-    return _GBL.tracer_impl.start_span(context, parent_id) if _GBL is not None else _absent_span()
+    if _GBL is None:
+        return _absent_span()
+    try:
+        return _GBL.tracer_impl.start_span(context, parent_id)
+    except RecursionError:
+        return NOOP_SPAN  # type: ignore[return-value]
 
 
 def _absent_span() -> Span | None:

@@ -154,6 +154,7 @@ class Beeline:
                 "http_trace_propagation_hook": http_trace_propagation_hook,
             },
         )
+        _import_for_errors()
         check_setting_names("Beeline()", transmission_settings)
         for complaint in self.settings.complaints:
             log(self._logger, ERROR, complaint)
@@ -313,11 +314,13 @@ class Beeline:
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Send what waits and wait at most `timeout` seconds; True when all was answered."""
+        self.tracer_impl.run_postponed()
         return self.client.flush(timeout)
 
     def close(self, timeout: float = 10.0) -> bool:
         """Flush, then end, and leave the active trace; True when all was answered in time."""
         set_active(None)
+        self.tracer_impl.run_postponed()
         return self.client.close(timeout)
 
 
@@ -328,6 +331,23 @@ def _hostname() -> str:
         return socket.gethostname()
     except OSError:
         return os.environ.get("HOSTNAME", "")
+
+
+def _import_for_errors() -> None:
+    """Import what records an exception, samples or repairs an event: later that may be impossible.
+
+    There may be no file descriptor left, another root directory, or the release's folder deleted.
+    """
+    import hashlib  # noqa: F401
+    import urllib.parse  # noqa: F401
+
+    from beeline import masking
+
+    try:
+        getattr(None, "attribute")  # noqa: B009
+    except AttributeError as error:  # `traceback` imports some modules when it needs them
+        masking.exception_text(error)
+        masking.exception_traceback(error)
 
 
 def in_async_code() -> bool:

@@ -49,7 +49,10 @@ def traced(open_span: Callable[[], Any]) -> Callable[[F], F]:
 
 def _traced_function(fn: Callable[..., Any], open_span: Callable[[], Any]) -> Callable[..., Any]:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        scope = open_span()
+        try:
+            scope = open_span()
+        except RecursionError:  # the function itself may need less room on the stack
+            scope = None
         if scope is None:
             return fn(*args, **kwargs)
         with scope:

@@ -366,17 +366,17 @@ class SpanScope:
     _name: str
     _trace_id: str | None
     _parent_id: str | None
-    _span: Span
+    _span: Span | None
     _block: object
 
     def __enter__(self) -> Span:
         active = get_active()
-        if active is not None:
-            if active.finished:
-                active = leave_ended(active)
-            elif active._block is not None and getrefcount(active._block) == _HELD_ONCE:
-                active = self._tracer._leave_lost(active)
         try:
+            if active is not None:
+                if active.finished:
+                    active = leave_ended(active)
+                elif active._block is not None and getrefcount(active._block) == _HELD_ONCE:
+                    active = self._tracer._leave_lost(active)
             if active is None or self._trace_id:
                 span = self._tracer.start_trace(
                     {"name": self._name}, self._trace_id, self._parent_id
@@ -388,6 +388,11 @@ class SpanScope:
                 span._data["name"] = self._name
             self._span = span
             return span
+        except RecursionError:  # the block itself may need less room on the stack
+            self._span = None
+            if get_active() is not active:
+                set_active(active)
+            return NOOP_SPAN  # type: ignore[return-value]
         except BaseException:  # from outside: nobody will leave the block
             set_active(active)
             raise
@@ -395,6 +400,8 @@ class SpanScope:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         try:
             span = self._span
+            if span is None:
+                return
             if error is not None:
                 if issubclass(type(error), GeneratorExit):
                     span._is_abandoned = True
@@ -403,6 +410,10 @@ class SpanScope:
                 self._tracer.finish_trace(span)
             else:
                 self._tracer.finish_span(span)
+        except RecursionError:  # at an entry; what else raises it is handled there
+            self._tracer._postponed.append((self._tracer._finish_late, (span, perf_counter())))
+            if span is not None and get_active() is span:
+                set_active(span.previous)
         except BaseException as raised:
             if self._recover(raised):
                 raise
@@ -410,6 +421,8 @@ class SpanScope:
     def _recover(self, raised: BaseException) -> bool:
         """Finish the span, which was interrupted; return whether to re-raise."""
         span = self._span
+        if span is None:
+            return True
         if span._is_root:
             self._tracer.finish_trace(span)
         else:
@@ -455,6 +468,8 @@ def record_exception(span: Span, error: BaseException) -> None:
         fields["app.exception_type"] = str(type(error))
         fields["app.exception_string"] = exception_text(error)
         fields["app.exception_stacktrace"] = exception_traceback(error)
+    except RecursionError:  # there is no room to log it either
+        return
     except Exception as raised:  # a user-defined exception may do anything when it is read
         if is_interrupt(raised):
             raise
@@ -485,6 +500,8 @@ class Tracer:
 
             client = ClientAdapter(client)  # type: ignore[assignment]
         self._client = client
+        # Calls for which there was no room on Python's stack.
+        self._postponed: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self.presend_hook: PresendHook | None = None
         self.sampler_hook: SamplerHook | None = None
         self.http_trace_parser_hook: ParserHook | None = None
@@ -688,6 +705,20 @@ class Tracer:
             self._client.send(event)
         except _EventDropped as dropped:
             self._client.send_dropped_response(span.event, str(dropped))
+        except RecursionError:
+            # Without a call of a function of Python: there may be no room for one.
+            if stage <= _ENDING:
+                late: Any = (self._finish_late, (span, perf_counter()))
+                if stage == _ENDING:
+                    span.finished = False
+                    span._unsent = True
+                if get_active() is span:
+                    set_active(span.previous)
+            elif stage == _IN_HOOKS:
+                late = (self._client.send_dropped_response, (event, _HOOK_INTERRUPTED))
+            else:
+                late = (self._client.send, (event,))
+            self._postponed.append(late)
         except BaseException as error:
             if self._recover(span, stage, error):
                 raise
@@ -704,6 +735,30 @@ class Tracer:
         elif never_began(error, self._client.send):
             self._client.send_dropped_response(span.event, INTERRUPTED)
         return self._is_to_raise(error)
+
+    def _finish_late(self, span: Span, ended: float) -> None:
+        """Finish a span that ended at a time of `perf_counter`."""
+        if not span.finished:
+            event = span.event
+            if isinstance(event, Span):
+                event._started += perf_counter() - ended
+            if span._is_root:
+                self.finish_trace(span)
+            else:
+                self.finish_span(span)
+
+    def run_postponed(self) -> None:
+        """Do what there was no room for on Python's stack; what still has none comes later."""
+        for _ in self._postponed.copy():
+            try:
+                function, args = late = self._postponed.pop(0)
+            except IndexError:  # another thread does it
+                break
+            try:
+                function(*args)
+            except RecursionError:
+                self._postponed.append(late)
+        self._client.send_postponed()
 
     def _is_to_raise(self, error: BaseException) -> bool:
         """Return whether an exception came from outside; log one of our own."""
@@ -734,6 +789,12 @@ class Tracer:
         try:
             self._close_open_children(span)
             self.finish_span(span)
+            if self._postponed or getattr(self._client, "_postponed", None):
+                self.run_postponed()
+        except RecursionError:
+            self._postponed.append((self._finish_late, (span, perf_counter())))
+            if get_active() is span:
+                set_active(span.previous)
         except BaseException:  # from outside
             self.finish_span(span)
             self.finish_open_spans(span.trace)

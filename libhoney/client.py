@@ -83,6 +83,11 @@ def needs_key(transmission_impl: Any) -> bool:
     return getattr(transmission_impl, "needs_key", True) is not False
 
 
+_TOO_DEEP = "event dropped; it cannot be encoded: RecursionError"
+# Frames of a RecursionError's traceback from which on it is not the depth of the caller.
+_MANY_FRAMES = 100
+
+
 class Client(Addressed):
     """Makes events and hands them to a transmission.
 
@@ -116,6 +121,10 @@ class Client(Addressed):
         Raises ValueError, naming the setting, for a value that cannot work.
         """
         check_settings("libhoney.Client()", transmission_settings)
+        # Needed when there may be no file descriptor left, or no files any more.
+        import inspect  # noqa: F401
+        import random  # noqa: F401
+
         writekey = check_key(writekey)
         dataset = check_text("dataset", dataset)
         self.debug = debug
@@ -124,6 +133,7 @@ class Client(Addressed):
         self.sample_rate = check_sample_rate(sample_rate)
         self.fields = FieldHolder()
         self.block_on_response = block_on_response
+        self._postponed: list[Event] = []
         from libhoney.client import Transmission
 
         own_transmission = Transmission(  # made in any case: it checks the settings
@@ -223,6 +233,15 @@ class Client(Addressed):
         if event._data and ((to[0] and to[1] and to[2]) or not needs_key(self.xmit)):
             try:
                 self.xmit.send(event)
+            except RecursionError as error:
+                # Without a call: there may be no room for one.
+                frames, traceback = 0, error.__traceback__
+                while traceback is not None and frames < _MANY_FRAMES:
+                    frames, traceback = frames + 1, traceback.tb_next
+                if frames < _MANY_FRAMES:
+                    self._postponed.append(event)
+                else:  # user code called itself without end
+                    self.send_dropped_response(event, _TOO_DEEP)
             except BaseException as error:
                 if never_began(error, self.xmit.send):
                     self.send_dropped_response(event, INTERRUPTED)
@@ -239,6 +258,15 @@ class Client(Addressed):
                 self.log("event %s goes to dataset %s", event._data.get("name"), event.dataset)
         else:
             self._refuse(event)
+
+    def send_postponed(self) -> None:
+        """Send the events for which there was no room on Python's stack."""
+        while self._postponed:
+            event = self._postponed.pop(0)
+            try:
+                self.xmit.send(event)
+            except RecursionError:
+                self.send_dropped_response(event, _TOO_DEEP)
 
     def _refuse(self, event: Event) -> None:
         missing = [
@@ -279,6 +307,7 @@ class Client(Addressed):
         return self._finish("close", timeout)
 
     def _finish(self, verb: str, timeout: float) -> bool:
+        self.send_postponed()
         method = getattr(self.xmit, verb, None)
         if method is None:
             return True

@@ -13,6 +13,7 @@ from beeline.context import get_current
 from beeline.decorators import traced
 from beeline.internal import warn_of_exception
 from beeline.trace import Span, SpanScope, Tracer
+from libhoney.internal import is_interrupt
 
 # What `from beeline.patch.jinja2 import *` gives; applications rely on it.
 __all__ = ["beeline", "wrap_function_wrapper"]
@@ -35,7 +36,10 @@ class _Rendering(SpanScope):
         span = super().__enter__()
         try:
             span.add_context_field("template.name", self._template.name or "[string]")
-        except Exception:  # a loader's own kind of template may do anything
+        except BaseException as error:  # a user-defined template may do anything
+            if is_interrupt(error):
+                self.__exit__(type(error), error, error.__traceback__)
+                raise
             warn_of_exception("a template's name is missing")
         return span
 

@@ -6,6 +6,7 @@ modules do the same work, slower, elsewhere.
 
 from __future__ import annotations
 
+import encodings.utf_16  # noqa: F401  # needed when there may be no files any more
 import json
 import math
 import sys

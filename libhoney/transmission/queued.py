@@ -217,9 +217,10 @@ class QueuedTransmission(PublicAttributes):
         return self._responses
 
     def send(self, event: Any) -> None:
-        """Take an event as it is now; never raise.
+        """Take an event as it is now, and never raise because of it.
 
-        Wait only where `block_on_send` is set and too much waits.
+        Wait only where `block_on_send` is set and too much waits. Near the recursion limit raise
+        RecursionError, if the event was not taken.
         """
         item = None
         try:
@@ -235,6 +236,10 @@ class QueuedTransmission(PublicAttributes):
                         "too large",
                         lambda: f"{_whose(event.fields())} is too large and was cut down",
                     )
+        except RecursionError:
+            if item is None:
+                raise
+            self._is_torn = True  # who takes events in next recovers
         except BaseException as error:
             ours = not is_from_outside(error)
             if item is None and ours:
