@@ -121,7 +121,8 @@ def init(
     - `transmission_impl`: what carries events away, in place of a `Transmission`. If its attribute
       `needs_key` is False, as of `FileTransmission`, no key and no dataset are needed.
     - `sampler_hook(fields)`: returns whether to keep an event, and its sample rate.
-    - `presend_hook(fields)`: edits an event's fields before it is sent.
+    - `presend_hook(fields)`: edits the fields of an event before it is sent, or returns a dict that
+      replaces them.
     - `debug`: say on stderr what happens.
     - `enabled`: False checks the settings and makes nothing; `HONEYCOMB_DISABLED=true` likewise.
     - `http_trace_parser_hook(request)`, `http_trace_propagation_hook(context)`: read and make the

@@ -27,10 +27,12 @@ from libhoney.internal import (
     DEBUG,
     INTERRUPTED,
     describe,
+    get_logger,
     is_from_outside,
     is_interrupt,
     log,
     never_began,
+    warn_of_trouble,
     warn_once,
 )
 from libhoney.transmission import lifecycle
@@ -57,7 +59,7 @@ if TYPE_CHECKING:
     from typing import Any, Callable, Optional, SupportsIndex
 
     SamplerHook = Callable[[dict[str, Any]], tuple[bool, int]]
-    PresendHook = Callable[[dict[str, Any]], None]
+    PresendHook = Callable[[dict[str, Any]], object]
     ParserHook = Callable[[Request], Optional[PropagationContext]]
     PropagationHook = Callable[[PropagationContext], Optional[dict[str, str]]]
 
@@ -350,6 +352,19 @@ def merge(fields: dict[str, Any], data: Any, where: str) -> None:
         if is_interrupt(error):
             raise
         warn_once(LOGGER_NAME, where, "%s: fields are left out: %r", where, error)
+
+
+def _replace_fields(fields: dict[str, Any], edited: dict[str, Any]) -> None:
+    """Make an event's fields those that a presend hook returned, if it did not edit in place."""
+    if edited is not fields:
+        copy = dict(edited)
+        fields.clear()
+        fields.update(copy)
+
+
+def _warn_of_hook(message: str) -> None:
+    """Log the exception of a hook that is being handled, at most once a minute."""
+    warn_of_trouble(get_logger(LOGGER_NAME), message, lambda: message, exc_info=True)
 
 
 def _warn_of_name(where: str, name: object) -> None:
@@ -701,6 +716,8 @@ class Tracer:
                 return
             if self.presend_hook is not None:
                 self._prepare(self.presend_hook, event)
+            if span.parent_id is None and event._data.get("trace.parent_id", "") is None:
+                del event._data["trace.parent_id"]  # Refinery takes a null for a parent
             stage = _HANDED_ON
             self._client.send(event)
         except _EventDropped as dropped:
@@ -848,9 +865,7 @@ class Tracer:
             if is_interrupt(error):
                 raise
             event.sample_rate = 1
-            warn_once(
-                LOGGER_NAME, "sampler", "the sampler hook raised; the event is kept", exc_info=True
-            )
+            _warn_of_hook("the sampler hook raised; the event is kept")
             return True
         finally:
             _hooks.set(running)
@@ -859,16 +874,13 @@ class Tracer:
         running = _enter_hook()
         try:
             _hooks.set(running + 1)
-            hook(event._data)
+            edited: Any = hook(event._data)
+            if edited is not None and issubclass(type(edited), dict):
+                _replace_fields(event._data, edited)
         except Exception as error:
             if is_interrupt(error):
                 raise
-            warn_once(
-                LOGGER_NAME,
-                "presend",
-                "the presend hook raised; the event is dropped",
-                exc_info=True,
-            )
+            _warn_of_hook("the presend hook raised; the event is dropped")
             # It may hold what the hook was to remove.
             raise _EventDropped("event dropped; presend hook raised") from None
         finally:

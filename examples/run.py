@@ -178,7 +178,7 @@ def show(stage: Stage, expected: list[Sequence[str]]) -> None:
         # A trace that a caller began has its first spans there.
         known = {event["data"]["trace.span_id"] for event in trace}
         for event in trace:
-            if event["data"]["trace.parent_id"] not in known:
+            if event["data"].get("trace.parent_id") not in known:
                 event["data"]["trace.parent_id"] = None
         print(*trace_tree.draw(trace, has_colour(), not has_lines()), sep="\n")
     arrived = [sorted(event["data"]["name"] for event in trace) for trace in traces.values()]

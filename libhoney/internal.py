@@ -97,7 +97,9 @@ def warn_once(
         log(logger, WARNING, message, *args, exc_info=exc_info)
 
 
-def warn_of_trouble(logger: logging.Logger, kind: object, message: Callable[[], str]) -> bool:
+def warn_of_trouble(
+    logger: logging.Logger, kind: object, message: Callable[[], str], exc_info: bool = False
+) -> bool:
     """Log a warning, at most once a minute for each kind, with how many were left out since.
 
     Return whether it was logged. Never raise, whatever a handler or filter does.
@@ -115,7 +117,7 @@ def warn_of_trouble(logger: logging.Logger, kind: object, message: Callable[[], 
         if is_interrupt(error):
             raise
         return False
-    log(logger, WARNING, text + more)
+    log(logger, WARNING, text + more, exc_info=exc_info)
     return True
 
 

@@ -48,7 +48,7 @@ class Application:
 
     def parent_of(self, name: str) -> str | None:
         """Return the name of a span's parent; None for a root."""
-        parent_id = self.one(name)["trace.parent_id"]
+        parent_id = self.one(name).get("trace.parent_id")
         if parent_id is None:
             return None
         (parent,) = [e.data["name"] for e in self.receiver.events if _id(e.data) == parent_id]

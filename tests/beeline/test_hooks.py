@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+from collections import OrderedDict, UserDict
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ import pytest
 import beeline
 from beeline.propagation import DictRequest, PropagationContext
 from beeline.trace import Tracer
+from libhoney.transmission import FileTransmission
 
 from .conftest import Application
 
@@ -132,6 +136,101 @@ def test_raising_presend_drops_the_event(
     assert [r.levelname for r in caplog.records] == ["WARNING"]
 
 
+@pytest.mark.parametrize("kind", [dict, OrderedDict])
+def test_a_dict_that_presend_returns_replaces_the_fields(
+    application: Application, kind: type
+) -> None:
+    """Authors of Node hooks return an edited copy: what it leaves out is not sent."""
+
+    def presend(fields: dict[str, Any]) -> Any:
+        return kind({**{k: v for k, v in fields.items() if k != "ssn"}, "scrubbed": True})
+
+    application.init(presend_hook=presend)
+    with beeline.tracer("paid"):
+        beeline.add_context({"ssn": "123", "amount": 5})
+    beeline.send_now({"name": "lone", "ssn": "123"})
+    for name in ("paid", "lone"):
+        fields = application.one(name)
+        assert fields["scrubbed"] is True
+        assert "ssn" not in fields
+    assert application.one("paid")["amount"] == 5
+
+
+@pytest.mark.parametrize(
+    "returned", [True, 0, "text", [("name", "other")], {"a"}, object(), UserDict(name="other")]
+)
+def test_anything_else_that_presend_returns_is_ignored(
+    application: Application, returned: Any
+) -> None:
+    """Hooks that edit in place may return what they like."""
+    application.init(presend_hook=lambda fields: returned)
+    with beeline.tracer("paid"):
+        pass
+    assert application.one("paid")["name"] == "paid"
+
+
+def test_presend_may_return_the_dict_it_edited(application: Application) -> None:
+    """An edit in place that is returned as well is the same edit."""
+
+    def presend(fields: dict[str, Any]) -> dict[str, Any]:
+        fields["edited"] = True
+        return fields
+
+    application.init(presend_hook=presend)
+    with beeline.tracer("paid"):
+        pass
+    assert application.one("paid")["edited"] is True
+
+
+@pytest.mark.parametrize("kind", ["presend", "sampler"])
+def test_a_hook_that_always_raises_is_logged_again_each_minute(
+    application: Application,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    """Once a minute, with the exception and the number of times since."""
+    now = 1000.0
+    monkeypatch.setattr("libhoney.internal.monotonic", lambda: now)
+    application.init(**{f"{kind}_hook": _raise})  # type: ignore[arg-type]
+    for seconds in (0, 1, 58, 2, 61):
+        now += seconds
+        with beeline.tracer("x"):
+            pass
+    messages = [r for r in caplog.records if "hook raised" in r.getMessage()]
+    assert len(messages) == 3
+    assert "2 more such warnings" in messages[1].getMessage()
+    assert all(r.exc_info and r.exc_info[0] is RuntimeError for r in messages)
+
+
+@pytest.mark.parametrize("transmission", ["http", "file"])
+def test_a_root_span_has_no_parent_on_the_wire(application: Application, transmission: str) -> None:
+    """Hooks see a null `trace.parent_id`; the event has none, for Refinery takes a null for one.
+    A span with a parent has it."""
+    seen = []
+
+    def presend(fields: dict[str, Any]) -> None:
+        seen.append((fields["name"], fields["trace.parent_id"]))
+
+    output = io.StringIO()
+    impl = {"transmission_impl": FileTransmission(output=output)} if transmission == "file" else {}
+    application.init(presend_hook=presend, **impl)
+    with beeline.tracer("root") as root, beeline.tracer("child"):
+        pass
+    with beeline.tracer("subroot", trace_id="a", parent_id="b"):
+        pass
+    assert seen == [("child", root.id), ("root", None), ("subroot", "b")]
+    if transmission == "file":
+        events = [json.loads(line)["data"] for line in output.getvalue().splitlines()]
+    else:
+        events = application.sent()
+    assert [(event["name"], event.get("trace.parent_id", "absent")) for event in events] == [
+        ("child", root.id),
+        ("root", "absent"),
+        ("subroot", "b"),
+    ]
+
+
 @pytest.mark.parametrize("hook", ["sampler_hook", "presend_hook"])
 def test_a_hook_that_fails_for_one_span(application: Application, hook: str) -> None:
     """A hook that raises for a child leaves the spans around it whole."""
@@ -197,7 +296,7 @@ def test_parser_hook_is_given_the_request(application: Application) -> None:
     beeline.finish_trace(beeline.propagate_and_start_trace({"name": "root"}, REQUEST))
     assert seen == [REQUEST]
     fields = application.one("root")
-    assert (fields["trace.trace_id"], fields["trace.parent_id"]) == ("theirs", "parent")
+    assert (fields["trace.trace_id"], fields.get("trace.parent_id")) == ("theirs", "parent")
     assert (fields["field"], fields["meta.span_type"]) == (1, "subroot")
     context = beeline.http_trace_parser_hook(REQUEST)
     assert context.trace_id == "theirs"
@@ -210,7 +309,7 @@ def test_raising_parser_hook(application: Application, caplog: pytest.LogCapture
     beeline.finish_trace(span)
     fields = application.one("root")
     assert fields["parser_hook_error"] == repr(RuntimeError)
-    assert (fields["trace.parent_id"], fields["meta.span_type"]) == (None, "root")
+    assert (fields.get("trace.parent_id"), fields["meta.span_type"]) == (None, "root")
     assert len(fields["trace.trace_id"]) == 32
     assert beeline.http_trace_parser_hook(REQUEST) is None
     assert [r.levelname for r in caplog.records] == ["WARNING"]
@@ -241,7 +340,7 @@ def test_ids_without_a_parent(application: Application) -> None:
     application.init(http_trace_parser_hook=lambda request: PropagationContext("t", None))
     beeline.finish_trace(beeline.propagate_and_start_trace({"name": "root"}, REQUEST))
     fields = application.one("root")
-    assert (fields["trace.trace_id"], fields["trace.parent_id"]) == ("t", None)
+    assert (fields["trace.trace_id"], fields.get("trace.parent_id")) == ("t", None)
     assert fields["meta.span_type"] == "root"
 
 

@@ -86,7 +86,7 @@ def order(sent: Sent) -> Events:
 
 
 def root_of(events: Events) -> dict[str, Any]:
-    return next(e["data"] for e in events if e["data"]["trace.parent_id"] is None)
+    return next(e["data"] for e in events if e["data"].get("trace.parent_id") is None)
 
 
 def acts_printed(text: str) -> list[str]:
@@ -246,7 +246,7 @@ def test_a_trace_without_one_of_the_services_is_not_whole(order: Events) -> None
 
 
 def test_a_span_too_many_is_told(order: Events) -> None:
-    extra = copy.deepcopy(next(e for e in order if e["data"]["trace.parent_id"]))
+    extra = copy.deepcopy(next(e for e in order if e["data"].get("trace.parent_id")))
     extra["data"].update({"name": "extra", "trace.span_id": "another"})
 
     assert trace_tree.problems([*order, extra], STORY[0].spans) == [
@@ -293,7 +293,7 @@ def test_spans_below_one_another_are_told(order: Events) -> None:
 
 def test_an_id_used_twice_is_told_and_drawn_once(order: Events) -> None:
     child = next(e["data"] for e in order if e["data"]["name"] == "charge_card")
-    child["trace.span_id"] = child["trace.parent_id"]
+    child["trace.span_id"] = child.get("trace.parent_id")
 
     assert trace_tree.problems(order, STORY[0].spans) == [
         f"2 spans have the id {child['trace.span_id']}"

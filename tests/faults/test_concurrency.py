@@ -89,8 +89,8 @@ def _check(receiver: Receiver, count: int, tree_of: Callable[[int], Tree]) -> No
         seen.add(number)
         tree = Tree()
         for fields in trace:
-            parent = spans.get(fields["trace.parent_id"])
-            assert (parent is None) == (fields["trace.parent_id"] is None)
+            parent = spans.get(fields.get("trace.parent_id"))
+            assert (parent is None) == (fields.get("trace.parent_id") is None)
             if parent is not None:
                 assert parent["trace.trace_id"] == fields["trace.trace_id"]
             tree[fields["name"], parent["name"] if parent else None] += 1
@@ -101,7 +101,7 @@ def _check(receiver: Receiver, count: int, tree_of: Callable[[int], Tree]) -> No
 
 def _check_rollups(receiver: Receiver, root: str, sum_of: Callable[[int], int]) -> None:
     for event in receiver.named(root):
-        if event.data["trace.parent_id"] is None:
+        if event.data.get("trace.parent_id") is None:
             (number,) = _numbers(event.data)
             assert event.data["rollup.spans"] == sum_of(number)
 

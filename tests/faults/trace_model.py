@@ -148,7 +148,8 @@ class Model:
             fields.update(span.trace.rollups)
         fields["trace.trace_id"] = span.trace.id
         fields["trace.span_id"] = span.id
-        fields["trace.parent_id"] = span.parent_id
+        if span.parent_id is not None:
+            fields["trace.parent_id"] = span.parent_id
         self.sent.append(fields)
 
     def finish_trace(self, chain: Chain, root: Span) -> None:

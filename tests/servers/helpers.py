@@ -256,4 +256,4 @@ def check_requests(
     root_ids = {event.data["trace.span_id"]: event.data["trace.trace_id"] for event in roots}
     assert len(set(root_ids.values())) == count
     for child in receiver.named(name):
-        assert root_ids[child.data["trace.parent_id"]] == child.data["trace.trace_id"]
+        assert root_ids[child.data.get("trace.parent_id")] == child.data["trace.trace_id"]

@@ -301,8 +301,8 @@ def tally(receiver: Receiver) -> tuple[int, int]:
         spans
         for spans in receiver.traces().values()
         if len(spans) == 2
-        and sum(span["trace.parent_id"] is None for span in spans) == 1
-        and {span["trace.parent_id"] for span in spans} - {None} <= _ids(spans)
+        and sum(span.get("trace.parent_id") is None for span in spans) == 1
+        and {span.get("trace.parent_id") for span in spans} - {None} <= _ids(spans)
     ]
     return sum(map(len, whole)), len(whole)
 

@@ -110,7 +110,7 @@ def check(
     children = receiver.named(child)
     assert len(children) == count * each
     for one in children:
-        assert root_ids[one.data["trace.parent_id"]] == one.data["trace.trace_id"]
+        assert root_ids[one.data.get("trace.parent_id")] == one.data["trace.trace_id"]
 
 
 # With several workers, hypercorn kills the rest as soon as the first has shut down.

@@ -51,7 +51,7 @@ def check(receiver: Receiver, count: int, settings: dict[str, str]) -> None:
         for root in receiver.named("tornado_http_get")
     }
     for step in receiver.named("step"):
-        assert paths[step.data["trace.parent_id"]] == f"/work/{step.data['app.number']}"
+        assert paths[step.data.get("trace.parent_id")] == f"/work/{step.data['app.number']}"
 
 
 @pytest.mark.parametrize(
