@@ -61,6 +61,33 @@ def call_original(original: Callable[..., Any], args: tuple[Any, ...], kwargs: A
     return original(*args, **kwargs)
 
 
+# Ends of tasks that other libraries ask for, by their modules; none is imported for this.
+_CANCELLATIONS = (
+    ("asyncio.exceptions", "CancelledError"),
+    ("greenlet", "GreenletExit"),
+    ("trio", "Cancelled"),
+)
+
+
+def interrupted_by(error: BaseException) -> str | None:
+    """Return the class's name of an exception that is no failure, else None.
+
+    Those are an interrupt, a generator's or a task's cancellation, and an exit with status 0.
+    """
+    kind = type(error)
+    if issubclass(kind, Exception):
+        return None
+    is_failure = not issubclass(kind, (KeyboardInterrupt, GeneratorExit))
+    if issubclass(kind, SystemExit):
+        code = error.code  # type: ignore[attr-defined]
+        is_failure = not (code is None or (isinstance(code, int) and code == 0))
+    for module, name in _CANCELLATIONS:
+        cancellation = getattr(sys.modules.get(module), name, None)
+        if cancellation is not None and issubclass(kind, cancellation):
+            is_failure = False
+    return None if is_failure else kind.__name__
+
+
 def warn_of_exception(message: str) -> None:
     """Log the exception being handled, once for each message; re-raise one from outside."""
     error = sys.exc_info()[1]

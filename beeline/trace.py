@@ -18,7 +18,7 @@ from beeline.context import (
     leave_ended,
     set_active,
 )
-from beeline.internal import LOGGER_NAME
+from beeline.internal import LOGGER_NAME, interrupted_by
 from beeline.noop import NOOP_SPAN
 from beeline.propagation import PropagationContext, Request, honeycomb
 from libhoney import Client, Event
@@ -473,14 +473,19 @@ def _bare_event(client: Client, dataset: str | None) -> Event:
 
 
 def record_exception(span: Span, error: BaseException) -> None:
-    """Put an exception's type, text and traceback on a span; a generator's end is none."""
-    if issubclass(type(error), GeneratorExit):
-        return
-    from beeline.masking import exception_text, exception_traceback
+    """Put an exception's type, text and traceback on a span.
 
+    Of one that is no failure, such as a generator's end, the name of its class.
+    """
     fields = span._data
     try:
+        name = interrupted_by(error)
+        if name is not None:
+            fields["meta.interrupted_by"] = name
+            return
         fields["app.exception_type"] = str(type(error))
+        from beeline.masking import exception_text, exception_traceback
+
         fields["app.exception_string"] = exception_text(error)
         fields["app.exception_stacktrace"] = exception_traceback(error)
     except RecursionError:  # there is no room to log it either

@@ -18,7 +18,7 @@ from django.http import QueryDict
 
 import beeline
 from beeline.context import get_active
-from beeline.internal import warn_of_exception
+from beeline.internal import interrupted_by, warn_of_exception
 from beeline.masking import MASK, exception_text, mask_parameters, text_of
 from beeline.middleware.django_state import RequestState, find_thread_locals
 from beeline.middleware.query_span import (
@@ -861,6 +861,8 @@ def _finish_query(query: QuerySpan, describe: Callable[[Any], dict[str, Any]], o
 
 
 def _error_fields(error: BaseException) -> dict[str, Any]:
+    if interrupted_by(error) is not None:
+        return {}
     return {"db.error": str(type(error)), "db.error_detail": exception_text(error)}
 
 

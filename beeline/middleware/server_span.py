@@ -24,7 +24,7 @@ from urllib.parse import parse_qsl, unquote
 
 import beeline
 from beeline.context import Held, activate, get_active
-from beeline.internal import LOGGER_NAME, warn_of_exception
+from beeline.internal import LOGGER_NAME, interrupted_by, warn_of_exception
 from beeline.masking import exception_text, mask_query
 from beeline.propagation import Request
 from beeline.trace import Span, Tracer
@@ -119,13 +119,18 @@ class ServerSpan(Held):
             warn_of_exception("a request's fields are missing")
 
     def record_error(self, error: BaseException) -> None:
-        """Say on the request's span that an exception left the application; never raise."""
-        self.add(
-            lambda: {
+        """Record on the request's span that an exception left the application; never raise."""
+
+        def describe() -> dict[str, Any]:
+            name = interrupted_by(error)
+            if name is not None:
+                return {"meta.interrupted_by": name}
+            return {
                 "request.error": str(type(error)),
                 "request.error_detail": exception_text(error),
             }
-        )
+
+        self.add(describe)
 
     def link(self, messages: Callable[[], Iterable[Request]]) -> None:
         """Link the request's span to each trace that `messages()` bring; never raise."""

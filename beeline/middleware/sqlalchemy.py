@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from beeline.internal import warn_of_exception
+from beeline.internal import interrupted_by, warn_of_exception
 from beeline.masking import exception_text
 from beeline.middleware.query_span import (
     MAX_ARGS,
@@ -96,10 +96,7 @@ class QueryListener:
             query = _take(context.execution_context)
             if query is not None:
                 error = context.original_exception
-                # A cancelled query's has no text.
-                query.finish_with(
-                    lambda: {"db.error": exception_text(error) or type(error).__name__}
-                )
+                query.finish_with(lambda: _error_fields(error))
         except Exception:
             warn_of_exception("a query is not traced")
 
@@ -127,6 +124,14 @@ def _start(connection: Any, statement: str, parameters: Any, context: Any) -> No
     span = start_query_span(name, statement, lambda: _query_args(parameters))
     if span is not None:
         setattr(context, _ATTRIBUTE, span)
+
+
+def _error_fields(error: BaseException) -> dict[str, Any]:
+    name = interrupted_by(error)
+    if name is not None:
+        return {"meta.interrupted_by": name}
+    # A cancelled query's has no text.
+    return {"db.error": exception_text(error) or type(error).__name__}
 
 
 def _take(context: Any) -> QuerySpan | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import beeline
 from beeline.context import get_active
-from beeline.internal import warn_of_exception
+from beeline.internal import interrupted_by, warn_of_exception
 from beeline.masking import exception_text, mask_url, text_of
 from beeline.trace import Span, Tracer
 
@@ -62,7 +62,10 @@ class ClientSpan:
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         try:
-            if error is not None:
+            name = interrupted_by(error) if error is not None else None
+            if name is not None:
+                self._span.add_context_field("meta.interrupted_by", name)
+            elif error is not None:
                 self._span.add_context(
                     {
                         "request.error_type": str(type(error)),

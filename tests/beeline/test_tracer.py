@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any
 
 import pytest
@@ -96,7 +97,7 @@ class _Odd(Exception):
 
 @pytest.mark.parametrize(
     "error",
-    [ValueError("boo"), KeyboardInterrupt("stop"), SystemExit(3), asyncio.CancelledError(), _Odd()],
+    [ValueError("boo"), SystemExit(3), _Odd()],
     ids=lambda error: type(error).__name__,
 )
 def test_exception_is_recorded_and_goes_on(app: Application, error: BaseException) -> None:
@@ -115,6 +116,57 @@ def test_exception_is_recorded_and_goes_on(app: Application, error: BaseExceptio
         text = "unable to decode exception" if isinstance(error, _Odd) else str(error)
         assert fields["app.exception_string"] == text
         assert "raise error" in fields["app.exception_stacktrace"]
+
+
+class _Interrupt(KeyboardInterrupt):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        (KeyboardInterrupt("stop"), "KeyboardInterrupt"),
+        (_Interrupt(), "_Interrupt"),
+        (GeneratorExit(), "GeneratorExit"),
+        (asyncio.CancelledError(), "CancelledError"),
+        (SystemExit(), "SystemExit"),
+        (SystemExit(None), "SystemExit"),
+        (SystemExit(0), "SystemExit"),
+    ],
+)
+def test_what_interrupts_a_span_is_no_failure(
+    app: Application, error: BaseException, name: str
+) -> None:
+    """Interrupts, cancellations and exits with status 0 are recorded by the name of their class."""
+
+    def end() -> None:
+        with beeline.tracer("root"), beeline.tracer("child"):
+            raise error
+
+    with pytest.raises(type(error)) as raised:
+        end()
+    assert raised.value is error
+    for fields in (app.one("root"), app.one("child")):
+        assert fields["meta.interrupted_by"] == name
+        assert not [name for name in fields if name.startswith("app.exception_")]
+
+
+@pytest.mark.parametrize("code", [1, 3, "message", "", -1, object()])
+def test_exit_with_an_error_is_recorded(app: Application, code: Any) -> None:
+    """`sys.exit(1)` and `sys.exit("message")` are failures."""
+    with pytest.raises(SystemExit), beeline.tracer("root"):
+        sys.exit(code)
+    fields = app.one("root")
+    assert fields["app.exception_type"] == str(SystemExit)
+    assert "meta.interrupted_by" not in fields
+
+
+def test_killed_greenlet_is_no_failure(app: Application) -> None:
+    """What `kill` throws into a greenlet is recorded as a cancellation is."""
+    greenlet = pytest.importorskip("greenlet")
+    with pytest.raises(greenlet.GreenletExit), beeline.tracer("root"):
+        raise greenlet.GreenletExit
+    assert app.one("root")["meta.interrupted_by"] == "GreenletExit"
 
 
 def test_no_error_fields_without_an_exception(app: Application) -> None:

@@ -164,7 +164,9 @@ class Model:
     def end_block(self, chain: Chain, span: Span, error: BaseException | None = None) -> None:
         """End a `with` block, a traced function, generator or coroutine."""
         span.abandoned = span.abandoned or isinstance(error, GeneratorExit)
-        if error is not None and not span.abandoned:
+        if isinstance(error, (GeneratorExit, KeyboardInterrupt)):
+            span.fields["meta.interrupted_by"] = type(error).__name__
+        elif error is not None:
             span.fields["app.exception_type"] = str(type(error))
             span.fields["app.exception_string"] = str(error)
         if span.is_root:

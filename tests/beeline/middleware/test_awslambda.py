@@ -187,7 +187,21 @@ class TestFields:
         assert (handler.__name__, handler.__doc__) == ("handler", "Answer.")
         assert handler.__module__ == __name__
 
-    @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, SystemExit])
+    @pytest.mark.parametrize("error", [KeyboardInterrupt("stop"), SystemExit(0), SystemExit()])
+    def test_exceptions_that_are_no_failures(self, sent: Sent, error: BaseException) -> None:
+        """Of an interrupt and an exit with status 0 only the name of their class is recorded."""
+
+        @beeline_wrapper
+        def ending(event: Any, context: Any) -> None:
+            raise error
+
+        with pytest.raises(type(error)):
+            ending({}, None)
+        span = sent.one("ending")
+        assert span["meta.interrupted_by"] == type(error).__name__
+        assert not [name for name in span if name.startswith("app.exception_")]
+
+    @pytest.mark.parametrize("kind", [ValueError, SystemExit])
     def test_exceptions(self, sent: Sent, kind: type[BaseException]) -> None:
         """An exception of whatever kind is recorded and goes on as it was; all spans are sent."""
         error = kind("as it should")

@@ -311,7 +311,12 @@ class TestFailures:
         event.listen(engine, "do_execute_no_params", stop)
         with pytest.raises(kind, match="stopped"):
             run(engine, "SELECT 1")
-        assert sent.one("sqlalchemy_query")["db.error"] == "stopped"
+        query = sent.one("sqlalchemy_query")
+        if kind is KeyboardInterrupt:
+            assert query["meta.interrupted_by"] == "KeyboardInterrupt"
+            assert "db.error" not in query
+        else:
+            assert query["db.error"] == "stopped"
         assert sent.names == ["sqlalchemy_query", "work"]
 
     def test_cursor_that_cannot_be_read(self, sent: Sent) -> None:

@@ -210,7 +210,8 @@ class TestCancellation:
         run(postgresql, work)
         _, cancelled, after, root = sent.events
         assert cancelled["db.query_args"] == ["s=60"]
-        assert cancelled["db.error"] == "CancelledError"
+        assert cancelled["meta.interrupted_by"] == "CancelledError"
+        assert "db.error" not in cancelled
         assert "db.error" not in after
         assert (
             cancelled.get("trace.parent_id")
@@ -242,5 +243,7 @@ class TestCancellation:
         names = {span["trace.span_id"]: span["name"] for span in sent.events}
         parents = [names[q.get("trace.parent_id")] for q in sent.named("sqlalchemy_query")]
         assert sorted(parents) == ["cancelled"] * 2 + ["other"] * 9
-        (failed,) = (query for query in sent.events if "db.error" in query)
+        (failed,) = (
+            query for query in sent.named("sqlalchemy_query") if "meta.interrupted_by" in query
+        )
         assert names[failed.get("trace.parent_id")] == "cancelled"

@@ -276,14 +276,19 @@ class TestErrors:
 
     @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
     def test_exceptions_that_are_no_errors(self, sent: Sent, kind: type[BaseException]) -> None:
-        """Also what ends a worker leaves as it was and is recorded."""
+        """Also what ends a worker leaves as it was. An exit with an error is recorded as one."""
 
         def app(environ: Environ, start_response: StartResponse) -> list[bytes]:
             raise kind("stop")
 
         with pytest.raises(kind):
             HoneyWSGIMiddleware(app)({"REQUEST_METHOD": "GET"}, lambda *_: None)
-        assert sent.one("wsgi_http_get")["request.error"] == str(kind)
+        root = sent.one("wsgi_http_get")
+        if kind is SystemExit:
+            assert root["request.error"] == str(kind)
+        else:
+            assert root["meta.interrupted_by"] == "KeyboardInterrupt"
+            assert "request.error" not in root
 
     def test_exception_that_cannot_be_shown(self, sent: Sent) -> None:
         """An exception whose text raises leaves as it was."""
