@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 
 from beeline.version import VERSION
 
@@ -282,9 +283,12 @@ def traced(
     Raises TypeError if it is put over a function without a name: `@beeline.traced`.
     """
     decorators.check_name("beeline.traced", name)
-    return decorators.traced(
-        lambda: _GBL.tracer_impl(name, trace_id, parent_id) if _GBL is not None else None
-    )
+    # Not a closure over `_GBL`: a traced function that is pickled by value would take it along.
+    return decorators.traced(partial(_open_span, name, trace_id, parent_id))
+
+
+def _open_span(name: str, trace_id: str | None, parent_id: str | None) -> SpanScope | None:
+    return _GBL.tracer_impl(name, trace_id, parent_id) if _GBL is not None else None
 
 
 def traced_thread(fn: F) -> F:

@@ -7,6 +7,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from contextvars import ContextVar
+from functools import partial
 from time import perf_counter, time
 
 from beeline import propagation
@@ -530,6 +531,10 @@ class Tracer:
     def __repr__(self) -> str:
         """Show the active span and the client, its key masked."""
         return f"<{type(self).__name__} {describe(active=get_active(), client=self._client)}>"
+
+    def __reduce__(self) -> Any:
+        """Pickle a function that it traces, without the client and what that holds."""
+        return _tracer_of_this_process, ()
 
     def register_hooks(
         self,
@@ -1275,4 +1280,11 @@ def traced_impl(
     """
     from beeline.decorators import traced
 
-    return traced(lambda: tracer_fn(name=name, trace_id=trace_id, parent_id=parent_id))
+    return traced(partial(tracer_fn, name=name, trace_id=trace_id, parent_id=parent_id))
+
+
+def _tracer_of_this_process() -> Callable[..., Any]:
+    """Return what a pickled tracer becomes: that of whichever Beeline there is when it is used."""
+    import beeline
+
+    return beeline.tracer
