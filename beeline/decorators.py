@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import sys
 from contextlib import nullcontext
 from contextvars import copy_context
 
-from beeline.context import Held, activate, get_active, set_active
+from beeline.context import Held, get_active, set_active
 from libhoney.internal import never_began
 
 TYPE_CHECKING = False
@@ -29,22 +30,42 @@ def traced(open_span: Callable[[], Any]) -> Callable[[F], F]:
     That is a context manager, or None for a call that is not traced. A generator's span lasts from
     its first step to its end, and is active only while the generator runs.
     """
+    return functools.partial(_decorate, open_span=open_span)
+
+
+def _decorate(fn: Any, open_span: Callable[[], Any]) -> Any:
+    if isinstance(fn, (staticmethod, classmethod)):
+        return type(fn)(_decorate(fn.__func__, open_span))
+    make = {
+        "coroutine function": _traced_coroutine,
+        "async generator": _traced_async_generator,
+        "generator": _traced_generator,
+    }.get(_kind_of(fn), _traced_function)
+    return functools.update_wrapper(make(fn, open_span), fn)
+
+
+def _kind_of(fn: Any) -> str:
+    """Return what a call of `fn` returns; of a callable object, what its `__call__` does."""
     import inspect
 
-    def decorate(fn: Any) -> Any:
-        if isinstance(fn, (staticmethod, classmethod)):
-            return type(fn)(decorate(fn.__func__))
+    if inspect.iscoroutinefunction(fn) or _is_marked_as_coroutine(fn):
+        return "coroutine function"
+    if not inspect.isroutine(fn) and not isinstance(fn, (type, functools.partial)):
+        fn = type(fn).__call__
         if inspect.iscoroutinefunction(fn):
-            wrapper = _traced_coroutine(fn, open_span)
-        elif inspect.isasyncgenfunction(fn):
-            wrapper = _traced_async_generator(fn, open_span)
-        elif inspect.isgeneratorfunction(fn):
-            wrapper = _traced_generator(fn, open_span)
-        else:
-            wrapper = _traced_function(fn, open_span)
-        return functools.update_wrapper(wrapper, fn)
+            return "coroutine function"
+    if inspect.isasyncgenfunction(fn):
+        return "async generator"
+    return "generator" if inspect.isgeneratorfunction(fn) else "function"
 
-    return decorate
+
+def _is_marked_as_coroutine(fn: Any) -> bool:
+    """Return whether `fn` has asyncio's marker, which `inspect` knows only from Python 3.12 on.
+
+    `asgiref.sync.sync_to_async` returns such objects, and so does `markcoroutinefunction`.
+    """
+    marker = getattr(sys.modules.get("asyncio.coroutines"), "_is_coroutine", None)
+    return marker is not None and getattr(fn, "_is_coroutine", None) is marker
 
 
 def _traced_function(fn: Callable[..., Any], open_span: Callable[[], Any]) -> Callable[..., Any]:
@@ -192,14 +213,30 @@ def _traced_async_generator(
     return wrapper
 
 
+class _Within(Held):
+    """Runs a block with another span active, or none, and then with the one before."""
+
+    __slots__ = ()
+
+    def __exit__(self, *exc_info: Any) -> None:
+        # A coroutine that is closed may be so in a context that is not its own.
+        if not exc_info or exc_info[0] is None or not issubclass(exc_info[0], GeneratorExit):
+            super().__exit__()
+
+
 def traced_thread(fn: F) -> F:
     """Carry the trace that is current here to the threads that run `fn`.
 
-    Each call has a copy of this context, gone after it. Without a trace here, `fn` is called as it
-    is.
+    Each call has a copy of this context, gone after it; each step of a generator or coroutine has
+    the span that is active here. Without a trace here, `fn` is called as it is.
     """
-    if get_active() is None:
+    span = get_active()
+    if span is None:
         return fn
+    if isinstance(fn, (staticmethod, classmethod)):
+        return type(fn)(traced_thread(fn.__func__))
+    if _kind_of(fn) != "function":
+        return _decorate(fn, functools.partial(_Within, span))  # type: ignore[no-any-return]
     context = copy_context()
 
     @functools.wraps(fn)
@@ -210,27 +247,5 @@ def traced_thread(fn: F) -> F:
 
 
 def untraced(fn: F) -> F:
-    """Run a function or coroutine function outside any trace."""
-    import inspect
-
-    if inspect.iscoroutinefunction(fn):
-
-        @functools.wraps(fn)
-        async def async_wrapper(*args: Any, **kwargs: Any) -> Any:
-            previous = activate(None)
-            try:
-                return await fn(*args, **kwargs)
-            finally:
-                activate(previous)
-
-        return async_wrapper  # type: ignore[return-value]
-
-    @functools.wraps(fn)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        previous = activate(None)
-        try:
-            return fn(*args, **kwargs)
-        finally:
-            activate(previous)
-
-    return wrapper  # type: ignore[return-value]
+    """Run a function, a coroutine function or each step of a generator outside any trace."""
+    return _decorate(fn, functools.partial(_Within, None))  # type: ignore[no-any-return]

@@ -6,6 +6,9 @@ import asyncio
 import functools
 import gc
 import inspect
+import sys
+import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -504,6 +507,165 @@ def test_untraced_coroutine(app: Application) -> None:
     asyncio.run(main())
     assert inspect.iscoroutinefunction(background)
     assert app.names() == ["root"]
+
+
+def test_untraced_generator(app: Application) -> None:
+    """Each step of an untraced generator is outside the trace, what it opens stays its own, and
+    its consumer's trace continues between the steps."""
+
+    @beeline.untraced
+    def rows() -> Iterator[Any]:
+        with beeline.tracer("own"):
+            yield _active()
+            with beeline.tracer("inner"):
+                yield _active()
+
+    with beeline.tracer("root") as root:
+        for span in rows():
+            assert span.trace_id != root.trace_id
+            assert _active() is root
+        next(rows())
+        assert _active() is root
+    assert inspect.isgeneratorfunction(rows)
+    assert beeline.flush()
+    owns = [event.data for event in app.receiver.events if event.data["name"] == "own"]
+    assert len(owns) == 2
+    assert {fields.get("trace.parent_id") for fields in owns} == {None}
+    assert app.one("inner")["trace.parent_id"] in {fields["trace.span_id"] for fields in owns}
+
+
+def test_untraced_async_generator(app: Application) -> None:
+    """The same for an async generator."""
+
+    @beeline.untraced
+    async def rows() -> AsyncIterator[int]:
+        for number in range(2):
+            await asyncio.sleep(0)
+            with beeline.tracer("own"):
+                yield number
+
+    async def main() -> None:
+        with beeline.tracer("root") as root:
+            assert [number async for number in rows() if _active() is root] == [0, 1]
+
+    asyncio.run(main())
+    assert inspect.isasyncgenfunction(rows)
+    assert beeline.flush()
+    assert len(app.receiver.traces()) == 3
+
+
+def test_decorators_over_methods(app: Application) -> None:
+    """`untraced`, `traced` and `traced_thread` take classmethods and staticmethods."""
+
+    def decorators() -> Iterator[Any]:
+        yield beeline.untraced, True
+        yield beeline.traced("method"), False
+        with beeline.tracer("root"):
+            yield beeline.traced_thread, False
+
+    for decorate, is_outside in decorators():
+
+        class Shop:
+            @decorate
+            @classmethod
+            def of_class(cls) -> Any:
+                return cls, _active()
+
+            @decorate
+            @staticmethod
+            def static(number: int) -> Any:
+                return number, _active()
+
+        with beeline.tracer("around"):
+            for found, expected in ((Shop.of_class(), Shop), (Shop().static(3), 3)):
+                assert found[0] == expected
+                assert (found[1] is None) == is_outside
+
+
+class _Marked:
+    """A callable object that returns a coroutine and is marked for it, as asgiref's are."""
+
+    def __init__(self) -> None:
+        if sys.version_info >= (3, 12):
+            inspect.markcoroutinefunction(self)
+        else:
+            self._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
+
+    def __call__(self) -> Any:
+        return _work()
+
+
+class _Asynchronous:
+    async def __call__(self) -> None:
+        await _work()
+
+
+class _Rows:
+    def __call__(self) -> Iterator[int]:
+        with beeline.tracer("inner"):
+            yield 1
+
+
+async def _work() -> None:
+    await asyncio.sleep(0.02)
+    with beeline.tracer("inner"):
+        pass
+
+
+def _sync_to_async() -> Any:
+    def work() -> None:
+        time.sleep(0.02)
+        with beeline.tracer("inner"):
+            pass
+
+    return pytest.importorskip("asgiref.sync").sync_to_async(work)
+
+
+@pytest.mark.parametrize("make", [_Marked, _Asynchronous, _sync_to_async])
+def test_callable_that_returns_a_coroutine(app: Application, make: Any) -> None:
+    """A callable that is marked as a coroutine function, or whose `__call__` is one, has a span
+    for as long as its coroutine runs, and `untraced` keeps that out of the trace."""
+    traced, untraced = beeline.traced("traced")(make()), beeline.untraced(make())
+
+    async def main() -> None:
+        with beeline.tracer("root"):
+            await traced()
+
+    asyncio.run(main())
+    assert app.one("traced")["duration_ms"] >= 15
+    assert app.parent_of("inner") == "traced"
+    app.receiver.clear()
+
+    async def outside() -> None:
+        with beeline.tracer("root"):
+            await untraced()
+
+    asyncio.run(outside())
+    assert app.parent_of("inner") is None
+
+
+def test_callable_object_that_is_a_generator_function(app: Application) -> None:
+    """Its span lasts as long as its generator."""
+    with beeline.tracer("root"):
+        assert list(beeline.traced("rows")(_Rows())()) == [1]
+    assert app.parent_of("inner") == "rows"
+
+
+def test_coroutine_carried_to_another_thread(app: Application) -> None:
+    """`traced_thread` carries the trace to a coroutine that another thread's loop runs."""
+
+    async def work() -> None:
+        await asyncio.sleep(0)
+        with beeline.tracer("inner"):
+            pass
+
+    with beeline.tracer("root"):
+        carried = beeline.traced_thread(work)
+        assert inspect.iscoroutinefunction(carried)
+        thread = threading.Thread(target=lambda: asyncio.run(carried()))
+        thread.start()
+        thread.join()
+    assert app.parent_of("inner") == "root"
 
 
 def test_traced_impl_takes_any_tracer(app: Application) -> None:
