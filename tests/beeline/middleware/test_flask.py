@@ -65,7 +65,6 @@ class TestFields:
             "request.route": "greet",
             "response.status_code": 200,
             "meta.span_type": "root",
-            "trace.parent_id": None,
         }.items() <= root.items()
         assert root["duration_ms"] >= child["duration_ms"]
         assert child.get("trace.parent_id") == root["trace.span_id"]

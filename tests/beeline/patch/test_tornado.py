@@ -176,7 +176,6 @@ class TestFields:
             "tornado.handler": "Hello",
             "response.status_code": 200,
             "meta.span_type": "root",
-            "trace.parent_id": None,
             "service_name": "shop",
         }.items() <= root.items()
         assert root["duration_ms"] > 0
