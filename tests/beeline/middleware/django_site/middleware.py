@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from typing import Any, Callable
 
+from asgiref.sync import iscoroutinefunction
 from django.db import connection
 from django.http import HttpRequest, HttpResponse
 from django.utils.decorators import sync_and_async_middleware
@@ -46,7 +46,7 @@ def failing(get_response: GetResponse) -> GetResponse:
     async def refuse_async(request: HttpRequest) -> Any:
         raise LookupError("no tenant")
 
-    is_async = asyncio.iscoroutinefunction(get_response)
+    is_async = iscoroutinefunction(get_response)
     return refuse_async if is_async else refuse
 
 
@@ -90,7 +90,7 @@ def keeps_user(get_response: GetResponse) -> GetResponse:
         finally:
             users.forget()
 
-    is_async = asyncio.iscoroutinefunction(get_response)
+    is_async = iscoroutinefunction(get_response)
     return keep_async if is_async else keep
 
 
