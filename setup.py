@@ -68,6 +68,7 @@ TEST = [
     "PyMySQL>=1.1",
     # What is tested with the shared middleware, on its real servers.
     "a2wsgi>=1.10",
+    "apig-wsgi>=2.17",
     "apig-wsgi>=2.18",
     "mangum>=0.17",
     "asgiref>=3.6",
@@ -82,6 +83,7 @@ TEST = [
     "fastapi>=0.100",
     "Flask-Login>=0.6.3",
     "hypercorn>=0.16",
+    "mangum>=0.17",
     "pyramid>=2.0",
     # No wheels for Python 3.15 (2.0.30.post1).
     f"pyuwsgi>=2.0.22; sys_platform != 'win32' and python_version < '3.15' and {CPYTHON}",
