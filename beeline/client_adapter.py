@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from beeline.internal import LOGGER_NAME
 from libhoney import FieldHolder
-from libhoney.internal import warn_once
+from libhoney.internal import is_interrupt, warn_once
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,10 +46,12 @@ class ClientAdapter:
         return _text(host), _text(key), _text(dataset)
 
     def send(self, event: Any) -> None:
-        """Hand an event to the client; never raise."""
+        """Hand an event to the client; raise only what comes from outside."""
         try:
             self._client.send(event)
-        except Exception:
+        except Exception as error:
+            if is_interrupt(error):
+                raise
             kind = type(self._client)
             message = f"beeline: {kind.__name__}.send() raised; the event is lost"
             warn_once(LOGGER_NAME, ("send", kind), message, exc_info=True)
@@ -59,6 +61,14 @@ class ClientAdapter:
         report = getattr(self._client, "send_dropped_response", None)
         if report is not None:
             report(event)
+
+    @property
+    def _postponed(self) -> tuple[Any, ...]:
+        """Nothing: such a client is handed each event at once."""
+        return ()
+
+    def send_postponed(self) -> None:
+        """Do nothing."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)

@@ -26,7 +26,7 @@ from tornado.util import TimeoutError as TornadoTimeoutError
 
 from libhoney._cpython import reentrant_lock
 from libhoney.clock import monotonic
-from libhoney.internal import warn_once
+from libhoney.internal import is_interrupt, warn_once
 from libhoney.transmission import lifecycle
 from libhoney.transmission.base import Response
 from libhoney.transmission.batching import Batch
@@ -258,6 +258,8 @@ class TornadoTransmission(QueuedTransmission):
             try:
                 _deliver_in_own_loop(self, batches, deadline)
             except Exception as error:  # no more files
+                if is_interrupt(error):
+                    raise
                 failures.append(error)
 
         if _running_loop() is None:

@@ -242,6 +242,31 @@ def test_few_frames_below_the_recursion_limit(sink: Sink, work: Callable[[], Non
         assert sum("app.exception_stacktrace" in fields for fields in deep) > 20
 
 
+def test_custom_client_near_the_recursion_limit() -> None:
+    """A tracer with a client of its own does later what there was no room for."""
+    sent = []
+
+    class Client:
+        def send(self, event: Any) -> None:
+            sent.append(event.fields()["name"])
+
+    tracer = beeline.SynchronousTracer(Client())  # type: ignore[arg-type]
+    tracer.register_hooks(presend=lambda fields: _at_depth(4, lambda: None))
+
+    def work() -> None:
+        with tracer("deep"):
+            raise Mine
+
+    for room in range(4, 30):
+        root = tracer.start_trace({"name": "root"})
+        with pytest.raises(Mine):
+            _at_depth(_count_frames() - 1 - room, work)
+        tracer.finish_trace(root)
+        assert get_active() is None
+    assert sent.count("root") == 26
+    assert sent.count("deep") > 12
+
+
 def test_recursion_without_end(sink: Sink) -> None:
     """The application sees Python's RecursionError, and every span is sent, except those whose
     presend hook raised it."""
