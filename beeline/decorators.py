@@ -213,15 +213,21 @@ def _traced_async_generator(
     return wrapper
 
 
-class _Within(Held):
-    """Runs a block with another span active, or none, and then with the one before."""
+class _CoroutineWithin(Held):
+    """Runs a coroutine with another span active, or none, and then with the one before."""
 
     __slots__ = ()
 
     def __exit__(self, *exc_info: Any) -> None:
-        # A coroutine that is closed may be so in a context that is not its own.
+        # One that is closed may be so in a context that is not its own.
         if not exc_info or exc_info[0] is None or not issubclass(exc_info[0], GeneratorExit):
             super().__exit__()
+
+
+def _within(fn: Any, span: Any) -> Callable[[], Held]:
+    """Return what makes the context managers in which `span`, or none, is active for `fn`."""
+    kind = _CoroutineWithin if _kind_of(fn) == "coroutine function" else Held
+    return functools.partial(kind, span)
 
 
 def traced_thread(fn: F) -> F:
@@ -236,7 +242,7 @@ def traced_thread(fn: F) -> F:
     if isinstance(fn, (staticmethod, classmethod)):
         return type(fn)(traced_thread(fn.__func__))
     if _kind_of(fn) != "function":
-        return _decorate(fn, functools.partial(_Within, span))  # type: ignore[no-any-return]
+        return _decorate(fn, _within(fn, span))  # type: ignore[no-any-return]
     context = copy_context()
 
     @functools.wraps(fn)
@@ -248,4 +254,4 @@ def traced_thread(fn: F) -> F:
 
 def untraced(fn: F) -> F:
     """Run a function, a coroutine function or each step of a generator outside any trace."""
-    return _decorate(fn, functools.partial(_Within, None))  # type: ignore[no-any-return]
+    return _decorate(fn, _within(getattr(fn, "__func__", fn), None))  # type: ignore[no-any-return]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from contextlib import nullcontext
 
 TYPE_CHECKING = False
@@ -31,6 +32,8 @@ class NoopSpan:
     dataset = ""
     api_host = ""
     sample_rate = 1
+    depth = 0
+    finished = True
 
     def __bool__(self) -> bool:
         return False
@@ -51,9 +54,9 @@ class NoopSpan:
         return self
 
     @property
-    def rollup_fields(self) -> dict[str, float]:
-        """No sums."""
-        return {}
+    def rollup_fields(self) -> defaultdict[str, float]:
+        """No sums, in a new dict at each call."""
+        return defaultdict(float)
 
     @property
     def start_time(self) -> datetime:

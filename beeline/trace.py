@@ -941,8 +941,12 @@ class Tracer:
         """Return the span that is active here."""
         around = get_active()
         while around is not None:
-            block = around._block
-            if block is not None and getrefcount(block) == _HELD_ONCE + 1 and not around.finished:
+            # Not in a variable: since Python 3.14 that may hold no reference of its own.
+            if (
+                around._block is not None
+                and getrefcount(around._block) == _HELD_ONCE
+                and not around.finished
+            ):
                 return self._leave_lost(around)
             around = around.previous
         return get_current()

@@ -160,10 +160,15 @@ def check_setting_names(call: str, given: Iterable[str], known: Iterable[str]) -
             raise TypeError(f"{call} got an unexpected setting {name!r}{hint}")
 
 
-def forget_warnings() -> None:
-    """Let every warning be said again; for tests."""
-    _said.clear()
+def forget_troubles() -> None:
+    """Let each kind of trouble be logged at once again, as in a forked child: it has its own."""
     _troubles.clear()
+
+
+def forget_warnings() -> None:
+    """Let every warning be logged again; for tests."""
+    _said.clear()
+    forget_troubles()
 
 
 def mask(secret: object) -> str:
@@ -291,22 +296,26 @@ def never_began(error: BaseException, function: Any) -> bool:
 
 
 def _has_argument(frame: FrameType, interrupted: FrameType) -> bool:
-    """Return whether a frame was called with another one, as handlers of signals are."""
+    """Return whether a frame was called with another one as a signal's handler is.
+
+    That is after the number of the signal. Trace functions get it before the name of an event.
+    """
     code = frame.f_code
-    count = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & _VARARGS)
-    if count < 1 or (count < 2 and not code.co_flags & _VARARGS):
-        return False
-    values = frame.f_locals
-    for name in code.co_varnames[:count]:
-        value = values.get(name)
-        if value is interrupted or (
-            type(value) is tuple and any(one is interrupted for one in value)
-        ):
-            return True
-    return False
+    names = code.co_varnames
+    values = [frame.f_locals.get(name) for name in names[: code.co_argcount]]
+    if code.co_flags & _VARARGS:
+        rest = frame.f_locals.get(names[code.co_argcount + code.co_kwonlyargcount])
+        values += rest if type(rest) is tuple else ()
+    return any(
+        value is interrupted
+        and (isinstance(before, int) or (type(after) is str and after in _TRACE_EVENTS))
+        for before, value, after in zip([None, *values], values, [*values[1:], None])
+    )
 
 
 _VARARGS = 4  # `inspect.CO_VARARGS`
+# See `sys.settrace`.
+_TRACE_EVENTS = ("call", "line", "return", "exception", "opcode")
 
 
 def _signal_handlers() -> set[CodeType]:

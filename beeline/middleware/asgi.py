@@ -158,6 +158,7 @@ class HoneyASGIMiddleware:
             with span:
                 await self.app(scope, receive, response.send)
         except BaseException as error:
+            span.leave()
             span.record_error(error)
             if isinstance(error, Exception):  # else nobody sees a status
                 tell = response.tell if not response.started else None

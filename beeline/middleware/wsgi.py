@@ -128,8 +128,11 @@ class HoneyWSGIMiddleware:
                 body = self.app(environ, self._recording(span, environ, start_response))
         except BaseException as error:
             try:
+                span.leave()
                 span.record_error(error)
-                span.add(lambda: {"response.status_code": 500, **self.late_fields(environ)})
+                if isinstance(error, Exception):  # else the server sends no error page
+                    span.add(lambda: {"response.status_code": 500})
+                span.add(lambda: self.late_fields(environ))
             finally:
                 span.finish()
             raise
@@ -200,6 +203,7 @@ class TracedBody:
         except StopIteration:
             raise
         except BaseException as error:
+            self._span.leave()
             self._span.record_error(error)
             raise
 

@@ -18,7 +18,7 @@ import weakref
 
 from libhoney._cpython import reentrant_lock
 from libhoney.clock import monotonic
-from libhoney.internal import WARNING, get_logger, is_interrupt, log, warn_once
+from libhoney.internal import WARNING, forget_troubles, get_logger, is_interrupt, log, warn_once
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -487,6 +487,7 @@ def _in_child() -> None:
     _exit_waited = _shutdown_waited = 0.0
     _is_noticed = _request_succeeded = False
     _is_forked = True
+    forget_troubles()
     _import_lock = threading.RLock()
     _start_lock = reentrant_lock()
     _uwsgi_pid = os.getpid()

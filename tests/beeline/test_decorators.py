@@ -489,6 +489,21 @@ def test_untraced_function(app: Application) -> None:
     assert len(app.receiver.traces()) == 2
 
 
+def test_untraced_function_that_a_closed_generator_leaves(app: Application) -> None:
+    """The span around is active again, whatever ends the call."""
+
+    @beeline.untraced
+    def close() -> None:
+        raise GeneratorExit
+
+    with beeline.tracer("root"):
+        with pytest.raises(GeneratorExit):
+            close()
+        with beeline.tracer("after"):
+            pass
+    assert app.parent_of("after") == "root"
+
+
 def test_untraced_coroutine(app: Application) -> None:
     """An untraced coroutine runs outside the trace it is awaited in, also when it raises."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections import OrderedDict, UserDict
 from typing import Any
 
@@ -381,3 +382,18 @@ def test_no_propagation_hook(application: Application) -> None:
     application.init(http_trace_propagation_hook=None)
     with beeline.tracer("root"):
         assert beeline.http_trace_propagation_hook() is None
+
+
+def test_a_hook_that_passes_its_frame_on_fails_as_any_other(
+    application: Application, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Handlers of signals are called with a frame; so are functions of an application."""
+
+    def check(frame: Any, number: int) -> None:
+        raise ValueError(number)
+
+    application.init(presend_hook=lambda fields: check(sys._getframe(), 5))
+    with beeline.tracer("x"):
+        pass
+    assert application.names() == []
+    assert "the presend hook raised" in caplog.text

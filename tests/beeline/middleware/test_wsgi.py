@@ -283,6 +283,7 @@ class TestErrors:
         with pytest.raises(kind):
             HoneyWSGIMiddleware(app)({"REQUEST_METHOD": "GET"}, lambda *_: None)
         root = sent.one("wsgi_http_get")
+        assert "response.status_code" not in root
         if kind is SystemExit:
             assert root["request.error"] == str(kind)
         else:

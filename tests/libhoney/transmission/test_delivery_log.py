@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import re
 import socket
@@ -502,3 +503,26 @@ def test_outages_of_many_hosts_are_bounded() -> None:
     for number in range(1_000):
         log._outage(f"http://host{number}")
     assert len(log._outages) <= 100
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_logs_its_own_first_failure(messages: Messages, closed_port: int) -> None:
+    """Also where its parent has logged the same kind of trouble just before."""
+    client = Client(writekey=KEY, dataset="things", api_host=f"http://127.0.0.1:{closed_port}")
+    send(client, 1)
+    assert "cannot reach" in messages.next()
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            own = Messages()  # a lock of the other may be held
+            logging.getLogger("honeycomb-sdk").handlers[:] = [own]
+            send(client, 2)
+            os.write(write, own.next().encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as told:
+        assert "cannot reach" in told.read()
+    os.waitpid(pid, 0)
+    client.close(0)
