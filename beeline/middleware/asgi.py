@@ -20,7 +20,7 @@ from beeline.middleware.server_span import (
 from beeline.middleware.starlette_errors import leave_span_to_error_page
 from beeline.middleware.wsgi import SERVER_SPAN_KEY
 from beeline.propagation import Request
-from libhoney.internal import get_logger, is_interrupt
+from libhoney.internal import is_interrupt, log
 from libhoney.transmission.lifecycle import flush_at_shutdown
 
 __all__ = ["ASGIRequest", "HoneyASGIMiddleware"]
@@ -203,7 +203,7 @@ class HoneyASGIMiddleware:
             text = str(error)
             level = logging.INFO if "lifespan" in text else logging.WARNING
             message = "the application serves no lifespan: %s: %s"
-            get_logger(LOGGER_NAME).log(level, message, type(error).__name__, text)
+            log(LOGGER_NAME, level, message, type(error).__name__, text)
         finally:
             if serving:
                 await _flush()

@@ -18,7 +18,7 @@ import weakref
 
 from libhoney._cpython import reentrant_lock
 from libhoney.clock import monotonic
-from libhoney.internal import WARNING, forget_troubles, get_logger, is_interrupt, log, warn_once
+from libhoney.internal import WARNING, forget_troubles, is_interrupt, log, warn_once
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -158,7 +158,9 @@ def run_each(steps: Iterable[Callable[[], object]]) -> None:
         try:
             step()
         except Exception:
-            get_logger("honeycomb-sdk").warning(
+            log(
+                "honeycomb-sdk",
+                WARNING,
                 "libhoney: %r failed in a forked child, whose events may be lost",
                 step,
                 exc_info=True,
@@ -411,7 +413,7 @@ def _flush(transmission: Any, timeout: float | ExitDeadline) -> None:
         else:
             transmission.flush(max(0.0, timeout.at() - monotonic()))
     except Exception:
-        get_logger("honeycomb-sdk").warning("flushing at exit failed", exc_info=True)
+        log("honeycomb-sdk", WARNING, "flushing at exit failed", exc_info=True)
 
 
 def _give_up(transmission: Any) -> None:
@@ -467,7 +469,7 @@ def _close(transmission: Any) -> None:
     try:
         transmission.close(0.0)
     except Exception:
-        get_logger("honeycomb-sdk").warning("closing at exit failed", exc_info=True)
+        log("honeycomb-sdk", WARNING, "closing at exit failed", exc_info=True)
 
 
 def _before_fork() -> None:
@@ -588,7 +590,7 @@ def _hook_celery() -> None:
                 _flush_all, weak=False, dispatch_uid="honeycomb-sdk"
             )
     except Exception:
-        get_logger("honeycomb-sdk").warning("no flush at a worker's end", exc_info=True)
+        log("honeycomb-sdk", WARNING, "no flush at a worker's end", exc_info=True)
 
 
 def _hook_rq() -> None:
