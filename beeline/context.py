@@ -47,7 +47,7 @@ def leave_ended(span: Span) -> Span | None:
     trace for ever.
     """
     ended: Span | None = span
-    while ended is not None and ended.finished and ended._is_abandoned:
+    while ended is not None and ended.finished and getattr(ended, "_is_abandoned", False):
         ended = ended.previous
     around = ended
     while around is not None and (around.finished or around.trace is not ended.trace):  # type: ignore[union-attr]

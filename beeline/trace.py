@@ -232,6 +232,7 @@ class Span(Event):
     )
 
     _event: Event | None
+    _is_abandoned: bool  # only set where it is true: each span would pay for it
     _started: float
 
     def __init__(
@@ -259,7 +260,6 @@ class Span(Event):
         self.previous = previous
         self.depth: int = previous.depth + 1 if previous is not None else 0
         self.finished = False
-        self._is_abandoned = False
         self._unsent = True
         self._is_root = is_root
         self._block: object = None
@@ -521,8 +521,9 @@ class Tracer:
 
             client = ClientAdapter(client)  # type: ignore[assignment]
         self._client = client
-        # Calls for which there was no room on Python's stack.
+        # Calls for which there was no room on Python's stack, and the client's such events.
         self._postponed: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        self._unsent_by_client: Any = getattr(client, "_postponed", ())
         self.presend_hook: PresendHook | None = None
         self.sampler_hook: SamplerHook | None = None
         self.http_trace_parser_hook: ParserHook | None = None
@@ -663,7 +664,7 @@ class Tracer:
         span.trace = trace
         span.previous = previous
         span.depth = previous.depth + 1 if previous is not None else 0
-        span.finished = span._is_abandoned = False
+        span.finished = False
         span._unsent = True
         span._is_root = is_root
         span._block = None
@@ -682,8 +683,7 @@ class Tracer:
         stage = _BEGINNING
         try:
             try:
-                is_finished = span.finished  # perhaps elsewhere: here it ends now
-                if not is_finished:
+                if not span.finished:  # else elsewhere: here it ends now
                     del span._unsent  # only one of two threads can
                     stage = _ENDING
             except Exception as error:
@@ -692,8 +692,7 @@ class Tracer:
                 if not issubclass(type(span), Span):
                     _warn_of_span("finish_span", span)
                     return
-                is_finished = True
-            if is_finished:
+            if stage == _BEGINNING:
                 _step_out(span)
                 return
             span.finished = True
@@ -718,13 +717,14 @@ class Tracer:
             else:
                 _step_out(span)
             # Sampler, then presend, then away.
-            stage = _IN_HOOKS
             if self.sampler_hook is not None:
+                stage = _IN_HOOKS
                 if not self._keep(self.sampler_hook, event):
                     return
             elif event.sample_rate != 1 and not trace.is_sampled(event.sample_rate):
                 return
             if self.presend_hook is not None:
+                stage = _IN_HOOKS
                 self._prepare(self.presend_hook, event)
             if span.parent_id is None and event._data.get("trace.parent_id", "") is None:
                 del event._data["trace.parent_id"]  # Refinery takes a null for a parent
@@ -816,7 +816,7 @@ class Tracer:
         try:
             self._close_open_children(span)
             self.finish_span(span)
-            if self._postponed or getattr(self._client, "_postponed", None):
+            if self._postponed or self._unsent_by_client:
                 self.run_postponed()
         except RecursionError:
             self._postponed.append((self._finish_late, (span, perf_counter())))
