@@ -6,6 +6,7 @@ With `INIT=worker` a signal's receiver is to call `init`; otherwise the import d
 from __future__ import annotations
 
 import os
+import time
 
 import beeline
 
@@ -46,7 +47,9 @@ def make_spans() -> None:
         with beeline.tracer("task without end"):
             beeline.add_trace_field("limited", True)
             while True:
-                with beeline.tracer("step"):
-                    beeline.add_context_field("app.number", 1)
+                for _ in range(20):
+                    with beeline.tracer("step"):
+                        beeline.add_context_field("app.number", 1)
+                time.sleep(0.005)  # the worker has to deliver them all when it ends
     except SoftTimeLimitExceeded:
         os.write(int(os.environ["DONE"]), os.getpid().to_bytes(4, "big"))

@@ -47,21 +47,21 @@ class TestEnd:
         check(receiver, "job", "part")
 
     @pytest.mark.parametrize(
-        ("end", "kind"),
+        ("end", "field", "recorded"),
         [
-            ("sys.exit(3)", SystemExit),
-            ("raise ValueError('unhandled')", ValueError),
-            ("raise KeyboardInterrupt", KeyboardInterrupt),
+            ("sys.exit(3)", "app.exception_type", str(SystemExit)),
+            ("raise ValueError('unhandled')", "app.exception_type", str(ValueError)),
+            ("raise KeyboardInterrupt", "meta.interrupted_by", "KeyboardInterrupt"),
         ],
     )
     def test_end_inside_a_span(
-        self, receiver: Receiver, end: str, kind: type[BaseException]
+        self, receiver: Receiver, end: str, field: str, recorded: str
     ) -> None:
         """A program that ends inside a span sends it, with the exception that ended it."""
         program = f"{INIT}\nwith beeline.tracer('job'):\n    {end}\n"
         assert run_program(receiver, program).returncode != 0
         check(receiver, "job")
-        assert receiver.one("job").data["app.exception_type"] == str(kind)
+        assert receiver.one("job").data[field] == recorded
 
     def test_end_with_a_trace_open(self, receiver: Receiver) -> None:
         """A program that ends with a trace open, and `requests` patched, sends what it finished,
