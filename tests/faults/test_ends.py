@@ -352,9 +352,11 @@ class Interrupt({kind}):
     pass
 """
         + """
-armed = False
+armed = is_over = False
 def handle(*_):
     global armed
+    if is_over:  # a timer that is set again would kill the program when it exits
+        return
     signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0004, 0.0012))
     if armed:
         armed = False  # the next may come before `produce` has caught this one
@@ -364,6 +366,7 @@ signal.setitimer(signal.ITIMER_REAL, 0.0005)
 try:
     produce()
 finally:
+    is_over = True
     armed = False
     signal.setitimer(signal.ITIMER_REAL, 0)
 check()
