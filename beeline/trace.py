@@ -439,10 +439,7 @@ class SpanScope:
         span = self._span
         if span is None:
             return True
-        if span._is_root:
-            self._tracer.finish_trace(span)
-        else:
-            self._tracer.finish_span(span)
+        self._tracer._finish(span)
         return self._tracer._is_to_raise(raised)
 
     def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -769,10 +766,14 @@ class Tracer:
             event = span.event
             if isinstance(event, Span):
                 event._started += perf_counter() - ended
-            if span._is_root:
-                self.finish_trace(span)
-            else:
-                self.finish_span(span)
+            self._finish(span)
+
+    def _finish(self, span: Span) -> None:
+        """Finish a span, and its trace if it is the root."""
+        if span._is_root:
+            self.finish_trace(span)
+        else:
+            self.finish_span(span)
 
     def run_postponed(self) -> None:
         """Do what there was no room for on Python's stack; what still has none comes later."""

@@ -685,8 +685,8 @@ def _flush_job() -> None:
             _flush(transmission, 0.0)
     for transmission in transmissions:
         _flush(transmission, max(0.0, deadline - monotonic()))
-    pending = sum(map(_count_pending, transmissions))
-    if pending > 0:
+    pending = sum(_undelivered().values())
+    if pending:
         warn_once(
             "honeycomb-sdk",
             "job",
@@ -695,16 +695,6 @@ def _flush_job() -> None:
             pending,
             JOB_TIMEOUT,
         )
-
-
-def _count_pending(transmission: Any) -> int:
-    """Return how many events have neither been delivered nor rejected nor dropped."""
-    try:
-        stats = transmission.stats
-        completed = stats["sent"] + stats["refused"] + sum(stats["dropped"].values())
-        return int(stats["queued"] - completed)
-    except Exception:  # it does not count: what is sent to a file is written at once
-        return 0
 
 
 def _hook_uwsgi() -> None:

@@ -17,7 +17,7 @@ from libhoney import Client
 from libhoney.transmission import TornadoTransmission, Transmission, delivery, threaded, tornado
 from libhoney.transmission.delivery_log import DeliveryLog
 from libhoney.transmission.messages import describe_error, show_host, show_hosts
-from tests.libhoney.conftest import KEY
+from tests.libhoney.conftest import KEY, MakeClient
 from tests.libhoney.support import in_thread, send
 from tests.receiver import Answer, Receiver, make_certificate
 
@@ -25,20 +25,14 @@ Make = Callable[..., Client]
 
 
 @pytest.fixture(params=[Transmission, TornadoTransmission], ids=["threads", "tornado"])
-def make(request: pytest.FixtureRequest, receiver: Receiver) -> Iterator[Make]:
+def make(request: pytest.FixtureRequest, receiver: Receiver, make_client: MakeClient) -> Make:
     """Make clients of the receiver; a Tornado client delivers when it is flushed."""
-    made = []
 
     def make(api_host: str = receiver.url, key: str = KEY, **settings: Any) -> Client:
         xmit = request.param(**{"max_concurrent_batches": 2, **settings})
-        client = Client(key, "things", api_host=api_host, transmission_impl=xmit)
-        made.append(client)
-        return client
+        return make_client(writekey=key, api_host=api_host, transmission_impl=xmit)
 
-    yield make
-    receiver.release()
-    for client in made:
-        client.close(timeout=0.0)
+    return make
 
 
 @pytest.fixture
