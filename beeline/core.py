@@ -23,6 +23,7 @@ from libhoney.internal import (
     INFO,
     describe,
     get_logger,
+    is_interrupt,
     log,
     setting_names,
     warn_once,
@@ -82,7 +83,9 @@ def log_second_init(
 def _differs(value: Any, other: Any) -> bool:
     try:
         return value is not other and bool(value != other)
-    except Exception:  # a user-defined comparison
+    except Exception as error:  # a user-defined comparison
+        if is_interrupt(error):
+            raise
         return True
 
 

@@ -196,15 +196,18 @@ def _modules_of_middleware(path: str) -> Iterator[str]:
         middleware = import_string(path)
         for owner in getattr(middleware, "__mro__", [middleware]):
             yield from filter(_may_have_thread_locals, [owner.__module__])
-    except Exception:  # a path that Django cannot use either
-        return
+    except Exception as error:  # a path that Django cannot use either
+        if is_interrupt(error):
+            raise
 
 
 def _imported_by(name: str) -> Iterator[str]:
     for value in list(getattr(sys.modules[name], "__dict__", {}).values()):
         try:  # not with `isinstance`, which evaluates a lazy object
             other = value.__name__ if issubclass(type(value), ModuleType) else value.__module__
-        except Exception:
+        except Exception as error:
+            if is_interrupt(error):
+                raise
             continue
         if isinstance(other, str) and _may_have_thread_locals(other):
             yield other

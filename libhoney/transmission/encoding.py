@@ -93,7 +93,7 @@ def encode(event: Any, beside: int = 0) -> Item:
             encoded = _fast_dumps(data)
         else:
             encoded = _fast_dumps(dict(_plain_items(data)))
-    except Exception as error:  # a value, or a name, of the user's own kind may do anything
+    except Exception as error:  # a value, or a name, that is user-defined may do anything
         if is_from_outside(error):
             raise
         encoded = _encode_plain(_clean(data))
@@ -340,7 +340,7 @@ def _plain(value: Any, around: set[int], room: list[int]) -> Any:
             value = json_default_handler(value)
         room[0] -= len(value)
         return value
-    except Exception as error:  # a container of the user's own kind
+    except Exception as error:  # a user-defined container
         if is_interrupt(error):
             raise
         if kind is dict or kind is list or kind is tuple:

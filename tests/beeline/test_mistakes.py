@@ -8,6 +8,7 @@ import inspect
 import json
 import logging
 import re
+import signal
 from typing import Any
 
 import pytest
@@ -84,6 +85,35 @@ def test_settings_that_cannot_be_compared_are_taken_as_different(
     for _ in range(2):
         application.init(presend_hook=Hook())
     assert "presend_hook" in _warnings(caplog)[0]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="needs SIGUSR1")
+def test_a_signal_during_the_comparison_of_settings_reaches_the_application(
+    application: Application,
+) -> None:
+    """What its handler raises is not taken for the comparison's own error."""
+
+    class TimeLimit(Exception):
+        pass
+
+    class Hook:
+        def __call__(self, fields: dict[str, Any]) -> None:
+            pass
+
+        def __ne__(self, other: object) -> bool:
+            signal.raise_signal(signal.SIGUSR1)
+            return False
+
+    def end(*_: Any) -> None:
+        raise TimeLimit
+
+    before = signal.signal(signal.SIGUSR1, end)
+    try:
+        application.init(presend_hook=Hook())
+        with pytest.raises(TimeLimit):
+            application.init(presend_hook=Hook())
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 # Disabled
