@@ -5,6 +5,8 @@ VENV ?= .venv
 DEMO_VENV ?= .venv-demo
 DIST ?= dist
 ARGS ?=
+# Processes that share the tests. They wait for servers half of the time: more than there are cores.
+TEST_JOBS ?= 4
 
 # An environment belongs to one Python: with another, it is made anew.
 PYTHON_ID := $(shell $(PYTHON) -c 'import sys; v = sys.version_info; \
@@ -35,7 +37,7 @@ demo: $(DEMO_VENV)/installed-demo
 	@$(DEMO_VENV)/bin/python examples/demo/run.py $(ARGS)
 
 test: $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n $(TEST_JOBS) --dist loadgroup $(ARGS)
 
 tally: $(VENV)/installed-test
 	$(VENV)/bin/python -m tests.servers.tally $(ARGS)

@@ -27,6 +27,8 @@ import beeline.version
 import libhoney.version
 
 ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.xdist_group("packaging")
+
 NOT_SOURCE = shutil.ignore_patterns(
     ".*", "__pycache__", "*.egg-info", "build", "dist", "venv", "node_modules"
 )

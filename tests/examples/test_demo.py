@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 COMMAND = [sys.executable, str(ROOT / "examples" / "demo" / "run.py")]
 KEY = "a-key-of-the-tests"
 
+pytestmark = pytest.mark.xdist_group("demo")
+
 Events = list[dict[str, Any]]
 
 

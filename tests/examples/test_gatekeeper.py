@@ -20,6 +20,8 @@ from tests.receiver import Answer, ReceivedEvent, Receiver
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMMAND = [sys.executable, str(ROOT / "examples" / "gatekeeper" / "run.py")]
 KEY = "a-key-of-the-tests"
+
+pytestmark = pytest.mark.xdist_group("gatekeeper")
 # Passwords, one of them mistyped, and visitors' addresses.
 SECRETS = ("engine-1843", "sponge-1999", "engine-1834", "203.0.113.7", "198.51.100.23", "192.0.2.9")
 RATE = 5

@@ -13,10 +13,13 @@ import pytest
 from tests.receiver import Answer, Receiver
 from tests.servers.lambda_runtime import LambdaRuntime, run_lambda
 
-pytestmark = pytest.mark.skipif(
-    find_spec("awslambdaric") is None or find_spec("runtime_client") is None,
-    reason="awslambdaric, which is for Linux alone, is not installed",
-)
+pytestmark = [
+    pytest.mark.xdist_group("lambda"),
+    pytest.mark.skipif(
+        find_spec("awslambdaric") is None or find_spec("runtime_client") is None,
+        reason="awslambdaric, which is for Linux alone, is not installed",
+    ),
+]
 
 TRACE = "1;trace_id=t%d,parent_id=p%d,context=e30="
 
