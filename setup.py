@@ -104,6 +104,7 @@ TEST = [
     "hypothesis>=6.100,<6.156; platform_python_implementation != 'CPython'",
     f"numpy>=2.0; {CPYTHON}",
     "pytest>=8",
+    "pytest-xdist>=3.5",
     "responses>=0.25",
     # Builds wheels by itself, as the packaging tests need; Pyramid's last release for Python 3.9
     # needs its pkg_resources.
