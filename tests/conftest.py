@@ -6,7 +6,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,22 @@ def _is_of_this_test(record: logging.LogRecord) -> bool:
     """Tell what asyncio logs from what it says when garbage is collected: in any later test."""
     said = str(record.msg)
     return "was destroyed but it is pending" not in said and "was never retrieved" not in said
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Escape lone surrogates in a report: pytest-xdist sends it to another process as UTF-8."""
+    return _without_surrogates((yield))
+
+
+def _without_surrogates(data: Any) -> Any:
+    if isinstance(data, str):
+        return data.encode("utf-8", "backslashreplace").decode()
+    if isinstance(data, dict):
+        return {name: _without_surrogates(value) for name, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return type(data)(map(_without_surrogates, data))
+    return data
 
 
 @pytest.fixture
