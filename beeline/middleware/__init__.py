@@ -1,1 +1,1 @@
-"""Middleware, one module for each framework."""
+"""Middleware, one module per framework."""

@@ -11,15 +11,14 @@ from typing import Any, Callable
 
 import beeline
 from beeline.internal import LOGGER_NAME, warn_of_exception
+from beeline.middleware.server_request import SERVER_SPAN_KEY, ServerRequest, request_fields
 from beeline.middleware.server_span import (
     ServerSpan,
     find_server_span,
-    request_fields,
     start_server_span,
+    unfinished_span,
 )
 from beeline.middleware.starlette_errors import leave_span_to_error_page
-from beeline.middleware.wsgi import SERVER_SPAN_KEY
-from beeline.propagation import Request
 from libhoney.internal import is_interrupt, log
 from libhoney.transmission.lifecycle import flush_at_shutdown
 
@@ -31,14 +30,14 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-# How long a server's shutdown waits for answers, in seconds.
+# How long a server's shutdown waits for responses of Honeycomb, in seconds.
 FLUSH_TIMEOUT = 10.0
 
 
-class ASGIRequest(Request):
+class ASGIRequest(ServerRequest):
     """An ASGI scope as a request; `name` starts the span's name."""
 
-    middleware = "HoneyASGIMiddleware"  # in log messages
+    middleware = "HoneyASGIMiddleware"
 
     def __init__(self, name: str, scope: Scope) -> None:
         self._name = name
@@ -66,7 +65,7 @@ class ASGIRequest(Request):
     def path(self) -> str | None:
         """Return the path below where the application is mounted, as under WSGI.
 
-        Some servers and frameworks put the mount point before it, others do not.
+        Some servers and frameworks put the mount point in front of it, others do not.
         """
         path: str | None = self._scope.get("path")
         mount = self._scope.get("root_path")
@@ -81,11 +80,15 @@ class ASGIRequest(Request):
         return self._scope.get("root_path")
 
     def query(self) -> str | None:
-        """Return the query as it came, without its question mark."""
+        """Return the query as it was sent, without its question mark."""
         query: bytes = self._scope.get("query_string", b"")
         return query.decode("latin-1")
 
     def middleware_request(self) -> Scope:
+        """Return the ASGI scope."""
+        return self._scope
+
+    def environ(self) -> Scope:
         """Return the ASGI scope."""
         return self._scope
 
@@ -102,16 +105,16 @@ class ASGIRequest(Request):
 
 
 class HoneyASGIMiddleware:
-    """Gives each HTTP request of an ASGI application a trace, and flushes when its server ends.
+    """Gives each HTTP request of an ASGI application a trace, and flushes at the server's shutdown.
 
-    The root span ends when the response was sent; what the application does after that, such as
-    background tasks, is still in the trace. Websockets pass untouched.
+    The root span ends when the response was sent. Later work of the application, such as background
+    tasks, is still in the trace. Websockets are not traced.
 
-    Hooks read context variables as they are where the middleware runs, when the response starts or
-    ends. What is set in another task, as below Starlette's `BaseHTTPMiddleware`, they read if the
-    middleware is installed there as well: the request still has one span.
+    Hooks read context variables as they are in the middleware's task when the response starts or
+    ends. To let them read those of another task, as below Starlette's `BaseHTTPMiddleware`, install
+    the middleware there as well: the request still has one span.
 
-    Servers that insist on a lifespan (`uvicorn --lifespan on`) no longer find that an application
+    Servers that require a lifespan (`uvicorn --lifespan on`) no longer notice that an application
     has none.
     """
 
@@ -121,25 +124,21 @@ class HoneyASGIMiddleware:
         self._name = name
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or pass on what is none."""
+        """Handle an HTTP request or a lifespan; pass on anything else."""
         kind = scope.get("type")
         if kind == "http":
-            await self._answer(scope, receive, send)
+            await self._trace(scope, receive, send)
         elif kind == "lifespan":
-            await self._live(scope, receive, send)
+            await self._serve_lifespan(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request.
-
-        One that a middleware further out traces already only gets its fields from here too.
-        """
+    async def _trace(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request; if an outer middleware traces it, only add fields to its span."""
         request = ASGIRequest(self._name, scope)
-        outer = find_server_span(request, scope.get(SERVER_SPAN_KEY))
+        outer = find_server_span(request)
         if outer is not None:
             outer.join(request.request_context)
-            scope[SERVER_SPAN_KEY] = outer
             response = _Response(outer, scope, send, is_inner=True)
             await self.app(scope, receive, response.send)
             return
@@ -149,9 +148,7 @@ class HoneyASGIMiddleware:
             return
         if span.has_hooks and not _quart_is_watched and "quart" in sys.modules:
             _watch_quart()
-        app = scope.get("app")  # one further out; later perhaps one inside
-        # Not in a copy: what is further out may read the route there afterwards.
-        scope[SERVER_SPAN_KEY] = span
+        app = scope.get("app")  # the outer application; later perhaps an inner one
         response = _Response(span, scope, send)
         ends_elsewhere = False
         try:
@@ -161,21 +158,20 @@ class HoneyASGIMiddleware:
             span.leave()
             span.record_error(error)
             if isinstance(error, Exception):  # else nobody sees a status
-                tell = response.tell if not response.started else None
-                ends_elsewhere = leave_span_to_error_page(app, self, scope, span, tell)
-                if tell is not None and not ends_elsewhere:
-                    tell(500)
+                record = response.record_status if not response.started else None
+                ends_elsewhere = leave_span_to_error_page(app, self, scope, span, record)
+                if record is not None and not ends_elsewhere:
+                    record(500)
             raise
         finally:
             if not ends_elsewhere:
                 span.finish()
 
-    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve an application's lifespan, and flush before the server hears of its end.
+    async def _serve_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve an application's lifespan, and flush before the server learns of its end.
 
-        A server may end its process at once then, without running its exit handlers. So an
-        application that knows no lifespan, as Django, has one made here, unless there is no
-        Beeline yet.
+        Then a server may end its process at once, without running exit handlers. An application
+        that supports no lifespan, such as Django, gets one here, unless there is no Beeline yet.
         """
         asked = serving = False
 
@@ -199,7 +195,7 @@ class HoneyASGIMiddleware:
         except Exception as error:
             if asked or beeline.get_beeline() is None or is_interrupt(error):
                 raise
-            # Django says so in its error; another's may be about something else.
+            # Django's error mentions the lifespan; another may be about something else.
             text = str(error)
             level = logging.INFO if "lifespan" in text else logging.WARNING
             message = "the application serves no lifespan: %s: %s"
@@ -214,7 +210,7 @@ class HoneyASGIMiddleware:
 
 
 class _Response:
-    """A response on its way to the server: its start tells fields, its end sends the root."""
+    """A response on its way to the server: its start has fields, its end sends the root span."""
 
     def __init__(self, span: ServerSpan, scope: Scope, send: Send, is_inner: bool = False) -> None:
         self.started = False
@@ -225,16 +221,16 @@ class _Response:
         self._has_trailers = False
         self._failed = False
 
-    def tell(self, status: int) -> None:
+    def record_status(self, status: int) -> None:
         """Add the fields that are known when a response starts; never raise."""
         self._span.add(lambda: {"response.status_code": status})
         self._span.add(lambda: _route(self._span, self._scope))
 
     async def send(self, message: Message) -> None:
-        """Send a message on; the root after the last one.
+        """Pass a message on; after the last one, send the root span.
 
-        The root of an error page waits for the application to return: it may yet raise what the
-        page is about.
+        The root span of an error page waits until the application returns: it may still raise the
+        exception that the page is about.
         """
         is_last = self._read(message)
         await self._send(message)
@@ -245,14 +241,14 @@ class _Response:
                 self._span.finish_root()
 
     def _read(self, message: Message) -> bool:
-        """Tell whether a message is the last, and note what it says; never raise."""
+        """Record a message's fields; return whether it is the last; never raise."""
         try:
             kind = message["type"]
             if kind == "http.response.start":
                 self.started = True
                 if self._span.has_hooks:
                     self._span.capture_context(self._is_inner)
-                self.tell(message["status"])
+                self.record_status(message["status"])
                 self._has_trailers = message.get("trailers", False)
                 self._failed = message["status"] >= 500
                 return False
@@ -276,9 +272,9 @@ _BODY = ("http.response.body", "http.response.pathsend", "http.response.zerocopy
 def _route(span: ServerSpan, scope: Scope) -> dict[str, Any]:
     """Return the pattern of the route that a framework left in the scope.
 
-    Below a mounted application it starts with where that one is mounted. Without a route it is the
-    name of the endpoint; a framework that leaves neither has no field. A framework further in that
-    has set its own route knows better.
+    Below a mounted application it starts with the mount point. Without a route it is the name of
+    the endpoint; without either there is no field. If an inner framework has set its own route,
+    that is kept.
     """
     fields = span.root.event._data
     if span.is_joined and "request.route" in fields:
@@ -286,7 +282,7 @@ def _route(span: ServerSpan, scope: Scope) -> dict[str, Any]:
     route = scope.get("route")
     fastapi = scope.get("fastapi")
     if isinstance(fastapi, Mapping):
-        # Of a router that is included with a prefix.
+        # The route of a router that is included with a prefix.
         context = fastapi.get("effective_route_context")
         if getattr(context, "original_route", None) is route:
             route = context
@@ -301,7 +297,7 @@ def _route(span: ServerSpan, scope: Scope) -> dict[str, Any]:
 
 
 def _mount_pattern(whole_path: Any, route: str, scope: Scope) -> str:
-    """Return where the application that has the route is mounted, parameters as `{name}`."""
+    """Return the mount point of the application with the route, parameters as `{name}`."""
     below = ASGIRequest("", scope).path()
     if not (below and isinstance(whole_path, str) and whole_path.endswith(below)):
         return ""
@@ -316,7 +312,7 @@ _quart_is_watched = False
 
 
 def _watch_quart() -> None:
-    """Let hooks see Quart's contexts, which it leaves before it sends a response."""
+    """Let hooks read Quart's contexts, which it leaves before it sends a response."""
     global _quart_is_watched
     _quart_is_watched = True
     try:
@@ -332,28 +328,28 @@ async def _capture_quart_context(*_: Any, **__: Any) -> None:
     try:
         from quart import request
 
-        span = request.scope.get(SERVER_SPAN_KEY)
-        if isinstance(span, ServerSpan):
+        span = unfinished_span(request.scope.get(SERVER_SPAN_KEY))
+        if span is not None:
             span.capture_context(inner=True)
     except Exception:
         warn_of_exception("beeline: hooks cannot read Quart's contexts")
 
 
 async def _flush() -> None:
-    """Send what waits, within `FLUSH_TIMEOUT`, while the loop goes on; never raise."""
+    """Flush the queue, within `FLUSH_TIMEOUT`, while the loop continues; never raise."""
     if beeline.get_beeline() is None:
         return
     try:
         loop = asyncio.get_running_loop()
-    except RuntimeError:  # another kind of loop; at its end it may wait
+    except RuntimeError:  # not asyncio's: block the loop, which is about to end
         flush_at_shutdown(beeline.flush, FLUSH_TIMEOUT)
         return
     try:
-        # A thread of its own: those of the loop may all be busy.
+        # Its own thread: those of the loop may all be busy.
         executor = ThreadPoolExecutor(1, "beeline-flush")
         try:
             await loop.run_in_executor(executor, flush_at_shutdown, beeline.flush, FLUSH_TIMEOUT)
         finally:
             executor.shutdown(wait=False)
     except Exception:
-        warn_of_exception("what waits is not sent at shutdown")
+        warn_of_exception("beeline: queued events are not sent at shutdown")

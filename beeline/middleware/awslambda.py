@@ -1,4 +1,4 @@
-"""AWS Lambda: a trace for each invocation of a handler, sent before the handler's answer."""
+"""AWS Lambda: a trace for each invocation of a handler, sent before the handler's response."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Callable, TypeVar
 from urllib.parse import quote_plus, urlencode
 
 import beeline
+from beeline.middleware.server_request import ServerRequest
 from beeline.middleware.server_span import (
     current_server_span,
     find_server_span,
@@ -23,21 +24,21 @@ __all__ = ["COLD_START", "LambdaRequest", "beeline_wrapper"]
 T = TypeVar("T")
 Handler = Callable[..., Any]
 
-# Whether this process has yet to see its first invocation.
+# Whether the next invocation is the first of this process.
 COLD_START = True
-# Seconds that an answer waits, at most, until the invocation's events have arrived; never more
-# than half of what the invocation has left.
+# How many seconds a response waits, at most, until the invocation's events are delivered; never
+# more than half of the invocation's remaining time.
 FLUSH_TIMEOUT = 2.0
 
 
-class LambdaRequest(Request):
+class LambdaRequest(ServerRequest):
     """A Lambda event as a request.
 
-    Its headers are those of API Gateway, a function URL or a load balancer, or the attributes of
-    its message, where it has a single one, from SNS or SQS.
+    Its headers are those of API Gateway, a function URL or a load balancer. If it has a single
+    message from SNS or SQS, the message's attributes are headers too.
     """
 
-    middleware = "beeline_wrapper"  # in log messages
+    middleware = "beeline_wrapper"
 
     def __init__(self, event: Any) -> None:
         self._event = event
@@ -86,8 +87,8 @@ class LambdaRequest(Request):
         raw = _part(self._event, "rawQueryString", str)
         if raw is not None or not parameters:
             return raw
-        # A load balancer leaves parameters as they came.
-        quote: Any = _as_it_is if "elb" in (self._gateway() or ()) else quote_plus
+        # A load balancer does not decode parameters.
+        quote: Any = _unchanged if "elb" in (self._gateway() or ()) else quote_plus
         return urlencode(parameters, doseq=True, quote_via=quote)
 
     def middleware_request(self) -> Any:
@@ -103,14 +104,14 @@ def beeline_wrapper(
     record_input: bool = True,
     record_output: bool = True,
 ) -> Any:
-    """Give each invocation of a handler a trace, and send it before the handler's answer.
+    """Give each invocation of a handler a trace, and send it before the handler's response.
 
-    A decorator, with or without arguments. `record_input` puts the event on the span as
-    `app.event`, without bodies where `beeline.init(request_bodies=False)`; `record_output` the
-    answer as `app.response`. The answer waits for Honeycomb's at most `FLUSH_TIMEOUT` seconds.
-    Where one such handler calls another, that one is a span of the same trace. A web application
-    that serves the invocation inside the handler, as Flask behind an adapter, adds its fields to
-    the invocation's span.
+    A decorator, with or without arguments. `record_input` records the event as `app.event`,
+    without bodies after `beeline.init(request_bodies=False)`; `record_output` records the response
+    as `app.response`. The response waits for Honeycomb at most `FLUSH_TIMEOUT` seconds. If one such
+    handler calls another, the inner one is a span of the same trace. A web application that serves
+    the invocation inside the handler, such as Flask behind an adapter, adds its fields to the
+    invocation's span.
     """
     if handler is None:
         return functools.partial(
@@ -152,7 +153,7 @@ def _wrap_coroutine(
 
 
 class _Invocation:
-    """One call of a handler, as a context manager. An exception is recorded and goes on."""
+    """One call of a handler, as a context manager. Exceptions are recorded and re-raised."""
 
     response: Any = None
 
@@ -173,7 +174,7 @@ class _Invocation:
         self._context = given.get("context")
 
     def is_nested(self) -> bool:
-        """Return whether another invocation, or a middleware, has started this request's span."""
+        """Return whether an outer invocation or middleware has started this request's span."""
         outer = current_server_span()
         if outer is None:
             return False
@@ -183,7 +184,7 @@ class _Invocation:
         global COLD_START
         self._is_cold, COLD_START = COLD_START, False
         if self._is_cold:
-            forget_ids()  # a SnapStart snapshot has copies
+            forget_ids()  # copies of a SnapStart snapshot share them
         request = LambdaRequest(self._event)
         self._span = start_server_span(request, self._fields, is_invocation=True)
         if self._span is not None:
@@ -202,7 +203,7 @@ class _Invocation:
                     span.root.add_context_field("app.response", self.response)
             finally:
                 span.finish()
-        # Lambda stops the process where it is once it has the answer.
+        # Lambda suspends the process once it has the response.
         beeline.flush(_time_to_flush(self._context))
 
     def _fields(self) -> dict[str, Any]:
@@ -221,14 +222,14 @@ class _Invocation:
 
 
 def _name(handler: Any) -> str:
-    """Return a handler's name; of a callable object, its class's."""
+    """Return a handler's name, or the class's name of a callable object."""
     while isinstance(handler, functools.partial):
         handler = handler.func
     return getattr(handler, "__name__", None) or type(handler).__name__
 
 
 def _is_method_of_class(handler: Any) -> bool:
-    """Tell whether a handler was decorated in a class, so that its object comes first."""
+    """Return whether a handler was decorated in a class, so that its object is an argument."""
     try:
         first = next(iter(inspect.signature(handler).parameters), None)
     except (TypeError, ValueError):
@@ -240,14 +241,14 @@ def _time_to_flush(context: Any) -> float:
     try:
         left: float = context.get_remaining_time_in_millis() / 1000
         return max(0.0, min(FLUSH_TIMEOUT, left / 2))
-    except Exception as error:  # not Lambda's context: people call their handlers with anything
+    except Exception as error:  # not Lambda's context: tests call handlers with any object
         if is_interrupt(error):
             raise
         return FLUSH_TIMEOUT
 
 
 def _messages_of_batch(event: Any) -> Iterable[Request]:
-    """Return each message of a batch as the request it would be alone."""
+    """Return each message of a batch as a request of its own."""
     records = _records(event)
     if len(records) < 2:
         return []
@@ -269,7 +270,7 @@ def _part(parent: Any, name: str, kind: type[T]) -> T | None:
 
 
 def _header_text(value: Any) -> str | None:
-    if isinstance(value, list):  # multiValueHeaders: the last is the one in `headers`
+    if isinstance(value, list):  # multiValueHeaders: `headers` has the last one
         value = value[-1] if value else None
     elif isinstance(value, dict):  # of SNS, of SQS
         value = value.get("Value", value.get("stringValue"))
@@ -277,7 +278,7 @@ def _header_text(value: Any) -> str | None:
 
 
 def _without_bodies(event: Any, body: str = "body") -> Any:
-    """Return an event without what its clients wrote, or their messages."""
+    """Return an event without the bodies of requests and messages."""
     if isinstance(event, list):
         return [_without_bodies(one) for one in event]
     if not isinstance(event, Mapping):
@@ -290,5 +291,5 @@ def _without_bodies(event: Any, body: str = "body") -> Any:
     return kept
 
 
-def _as_it_is(text: str, *_: object) -> str:
+def _unchanged(text: str, *_: object) -> str:
     return text

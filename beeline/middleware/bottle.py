@@ -19,12 +19,12 @@ class HoneyWSGIMiddleware(wsgi.HoneyWSGIMiddleware):
         super().__init__(app, name)
 
     def late_fields(self, environ: wsgi.Environ) -> dict[str, Any]:
-        """Return the rule that Bottle found, nothing where it found none."""
+        """Return the rule that Bottle found, or no field."""
         route = environ.get("bottle.route")
         return {} if route is None else {"request.route": route.rule}
 
     def capture_context(self, span: ServerSpan, environ: wsgi.Environ, inner: bool) -> None:
-        """Let the span's hooks see `bottle.request` and `bottle.response` as they are now."""
+        """Let the span's hooks read `bottle.request` and `bottle.response` as they are now."""
         context = copy_context()
         local_values = _read_local_values()
 
@@ -35,7 +35,7 @@ class HoneyWSGIMiddleware(wsgi.HoneyWSGIMiddleware):
 
 
 def _read_local_values() -> dict[tuple[Any, str], Any]:
-    """Return what Bottle keeps in thread-locals: the attributes of its request and response."""
+    """Return the attributes of Bottle's request and response, which are thread-locals."""
     bottle = sys.modules.get("bottle")
     values = {}
     for thing in (getattr(bottle, "request", None), getattr(bottle, "response", None)):

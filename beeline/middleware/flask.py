@@ -1,11 +1,11 @@
 """Flask: a trace for each request, and a span for each query of SQLAlchemy.
 
-Sampler and presend hooks see Flask's contexts: `flask.request`, `flask.g`, `flask.session`,
-`current_user` of Flask-Login. If there are hooks, the span of a request whose body is in memory is
-sent at the end of the request context, after the functions of `teardown_request`, because those of
-`teardown_appcontext` close what a hook may need, such as the database session that `current_user`
-is loaded with. The span of a streamed response is sent when the body has ended, as without hooks;
-its hooks run in a copy of the context.
+Sampler and presend hooks can read Flask's contexts: `flask.request`, `flask.g`, `flask.session`,
+`current_user` of Flask-Login. If there are hooks and the body is in memory, the span is sent at
+the end of the request context: after the functions of `teardown_request`, but before those of
+`teardown_appcontext`. These close resources that a hook may need, such as the database session that
+loads `current_user`. The span of a streamed response is sent when the body has ended, as without
+hooks. Its hooks run in a copy of the context.
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ from werkzeug.wsgi import ClosingIterator
 import beeline
 from beeline.internal import warn_of_exception
 from beeline.middleware import sqlalchemy, wsgi
-from beeline.middleware.server_span import ServerSpan
+from beeline.middleware.server_request import SERVER_SPAN_KEY
+from beeline.middleware.server_span import ServerSpan, unfinished_span
+from beeline.patch._install import install
 
 __all__ = ["HoneyDBMiddleware", "HoneyMiddleware", "HoneyWSGIMiddleware"]
 
-# In the environ: what `flask.g` has had, also when a teardown function has removed it.
+# In the environ: the values that `flask.g` had, even if a teardown function has removed them.
 _G_KEY = "beeline.flask.g"
 
 
 class HoneyMiddleware:
     """Traces an application's requests and, unless `db_events` is False, database queries.
 
-    Queries are those of SQLAlchemy, by whatever engine of the process.
+    Queries are those of SQLAlchemy, by any engine of the process.
     """
 
     def __init__(self, app: flask.Flask, db_events: bool = True) -> None:
@@ -46,10 +48,10 @@ class HoneyWSGIMiddleware(wsgi.HoneyWSGIMiddleware):
     def __init__(self, app: wsgi.WSGIApp, name: str = "flask") -> None:
         super().__init__(app, name)
         try:
-            # For all applications; a second time is none.
+            # For all applications; connecting again has no effect.
             flask.got_request_exception.connect(_record_exception)
         except RuntimeError:  # Flask 2.2 without blinker has no signals
-            _wrap_handle_exception()
+            install((flask.Flask, "handle_exception", _handle_exception))
 
     def make_request(self, environ: wsgi.Environ) -> wsgi.WSGIRequest:
         """Return the request of an environment."""
@@ -58,22 +60,22 @@ class HoneyWSGIMiddleware(wsgi.HoneyWSGIMiddleware):
         return _FlaskRequest(self._name, environ)
 
     def capture_context(self, span: ServerSpan, environ: wsgi.Environ, inner: bool) -> None:
-        """Let the span's hooks see Flask's contexts, unless another one was captured inside."""
+        """Let the span's hooks read Flask's contexts, unless an inner context was captured."""
         if flask.has_request_context():
             _capture_context(span, inner)
         elif not span.has_context:
             span.capture_context(inner)
 
     def late_fields(self, environ: wsgi.Environ) -> dict[str, Any]:
-        """Return the endpoint that Flask found, None where it found none."""
-        request = environ.get("werkzeug.request")  # None again when Flask is done
+        """Return the endpoint that Flask found, or None."""
+        request = environ.get("werkzeug.request")  # None after Flask's end of the request
         return _route(request) if request is not None else {}
 
 
 class HoneyDBMiddleware(sqlalchemy.QueryListener):
-    """Gives each query of SQLAlchemy a span inside a trace, whatever application makes it.
+    """Gives each query of SQLAlchemy a span inside a trace, whichever application makes it.
 
-    A subclass may override the methods that take SQLAlchemy's events.
+    A subclass may override the methods that handle SQLAlchemy's events.
     """
 
     def __init__(self, app: flask.Flask | None = None) -> None:
@@ -82,10 +84,10 @@ class HoneyDBMiddleware(sqlalchemy.QueryListener):
             self.init_app(app)
 
     def init_app(self, app: flask.Flask) -> None:
-        """Begin to trace queries.
+        """Start to trace queries.
 
-        One listener serves all applications and engines of the process; a subclass that overrides
-        a method takes the events as well.
+        One listener serves all applications and engines of the process. A subclass that overrides
+        a method gets the events as well.
         """
         is_custom = any(
             getattr(type(self), name) is not getattr(HoneyDBMiddleware, name)
@@ -94,23 +96,17 @@ class HoneyDBMiddleware(sqlalchemy.QueryListener):
         sqlalchemy.trace_all_engines("flask_db_query", self if is_custom else None)
 
 
-def _wrap_handle_exception() -> None:
-    """Learn of unhandled exceptions where Flask's method for them runs; once."""
-    import wrapt
-
-    def handle_exception(wrapped: Any, app: flask.Flask, args: Any, kwargs: Any) -> Any:
-        for argument in (*args, *kwargs.values()):
-            _record_exception(app, argument)
-        return wrapped(*args, **kwargs)
-
-    if not isinstance(vars(flask.Flask)["handle_exception"], wrapt.FunctionWrapper):
-        wrapt.wrap_function_wrapper(flask, "Flask.handle_exception", handle_exception)
+def _handle_exception(wrapped: Any, app: flask.Flask, args: Any, kwargs: Any) -> Any:
+    """`Flask.handle_exception(e)`, called for unhandled exceptions."""
+    for argument in (*args, *kwargs.values()):
+        _record_exception(app, argument)
+    return wrapped(*args, **kwargs)
 
 
 class _FlaskRequest(wsgi.WSGIRequest):
-    """A request whose span was started by Flask's middleware, unless one further out did."""
+    """A request whose span Flask's middleware started, unless an outer one did."""
 
-    # Whether Flask has finished the response, with its whole body.
+    # Whether Flask has finished the response and its whole body is in memory.
     has_whole_body = False
 
 
@@ -118,7 +114,7 @@ _hooks_are_watched = False
 
 
 def _watch_for_hooks() -> None:
-    """Watch the ends of requests, once the Beeline has a hook that may read Flask's contexts."""
+    """Connect to Flask's signals once the Beeline has a hook, which may read Flask's contexts."""
     global _hooks_are_watched
     current = beeline.get_beeline()
     if current is None or (current.presend_hook is None and current.sampler_hook is None):
@@ -150,7 +146,7 @@ def _end_request(sender: flask.Flask, **_: Any) -> None:
     """Send the span of a request whose body is in memory; capture the context of another."""
     try:
         span = _span_here()
-        if span is None or span.finished or not span.has_hooks:
+        if span is None or not span.has_hooks:
             return
         request = _own_request(span)
         is_complete = "response.status_code" in span.root.event._data
@@ -164,7 +160,7 @@ def _end_request(sender: flask.Flask, **_: Any) -> None:
 
 
 def _capture_context(span: ServerSpan, inner: bool) -> None:
-    """Let a span's hooks run in a copy of Flask's contexts, with what `flask.g` has had so far."""
+    """Let a span's hooks run in a copy of Flask's contexts, with all values `flask.g` has had."""
     context = copy_context()
     values = flask.request.environ.setdefault(_G_KEY, {})
     values.update(_values_of_g())
@@ -176,7 +172,7 @@ def _capture_context(span: ServerSpan, inner: bool) -> None:
 
 
 def _run_with(values: dict[str, Any], work: Callable[[], None]) -> None:
-    """Call a function while `flask.g` has what teardown functions have removed from it."""
+    """Call a function while `flask.g` has the values that teardown functions removed."""
     g = _values_of_g()
     removed = {name: value for name, value in values.items() if name not in g}
     g.update(removed)
@@ -194,12 +190,11 @@ def _values_of_g() -> dict[str, Any]:
 def _span_here() -> ServerSpan | None:
     if not flask.has_request_context():
         return None
-    span = flask.request.environ.get(wsgi.SERVER_SPAN_KEY)
-    return span if isinstance(span, ServerSpan) else None
+    return unfinished_span(flask.request.environ.get(SERVER_SPAN_KEY))
 
 
 def _own_request(span: ServerSpan | None) -> _FlaskRequest | None:
-    """Return the request that a span was started for, if Flask's middleware started it here."""
+    """Return the request that a span was started for, if Flask's middleware started it."""
     request = span.request if span is not None else None
     if isinstance(request, _FlaskRequest):
         return request if request.middleware_request() is flask.request.environ else None
@@ -207,7 +202,7 @@ def _own_request(span: ServerSpan | None) -> _FlaskRequest | None:
 
 
 def _record_exception(sender: flask.Flask, exception: Any = None, **_: Any) -> None:
-    if not isinstance(exception, BaseException):  # signals may be sent by anyone
+    if not isinstance(exception, BaseException):  # anyone may send signals
         return
     span = _span_here()
     if span is not None:

@@ -14,18 +14,18 @@ from beeline.internal import warn_of_exception
 from beeline.trace import Span, Tracer
 from libhoney.internal import is_interrupt
 
-# Parameters, or sets of parameters, that are recorded of one query; more are only counted.
+# How many parameters, or sets of parameters, of one query are recorded; more are only counted.
 MAX_ARGS = 1000
 
-# Of one parameter: more is no use to anybody, and makes the application wait.
+# Of one parameter: longer values are of no use, and take the application's time.
 _MAX_TEXT = 65_536
 _MAX_BYTES = 1000
-# PyMySQL's count of rows that are still to come; others' is -1.
+# PyMySQL's row count while rows are still unread; other drivers' is -1.
 _UNKNOWN = 2**64 - 1
 
 
 class QuerySpan:
-    """A query under way."""
+    """The span of a running query."""
 
     __slots__ = ("_started", "_tracer", "span")
 
@@ -37,7 +37,7 @@ class QuerySpan:
     def finish(self, fields: dict[str, Any], roll_up: bool = False) -> None:
         """Send the span with these fields and `db.duration`, in milliseconds.
 
-        With `roll_up` queries and their durations also add up on the trace's root span.
+        With `roll_up` the number and durations of queries are added up on the trace's root span.
         """
         duration = (time.perf_counter_ns() - self._started) / 1e6
         try:
@@ -50,7 +50,7 @@ class QuerySpan:
             self._tracer.finish_span(self.span)
 
     def finish_with(self, describe: Callable[[], dict[str, Any]], roll_up: bool = False) -> None:
-        """Send the span with the fields that `describe()` returns, without them if it raises."""
+        """Send the span with the fields that `describe()` returns, or without them if it raises."""
         fields: dict[str, Any] = {}
         try:
             fields = describe()
@@ -63,7 +63,7 @@ def start_query_span(
 ) -> QuerySpan | None:
     """Start the span of a query; None outside a trace.
 
-    What `describe_args()` returns is `db.query_args`, unless `beeline.init(db_query_args=False)`.
+    `describe_args()` returns `db.query_args`, unless `beeline.init(db_query_args=False)`.
     """
     current = beeline.get_beeline()
     if current is None or get_active() is None:
@@ -80,7 +80,7 @@ def start_query_span(
 
 
 def result_fields(cursor: Any) -> dict[str, Any]:
-    """Return the fields that a cursor tells of its query."""
+    """Return the fields that a cursor has of its query."""
     rows = _read(cursor, "rowcount")
     return {
         "db.last_insert_id": _read(cursor, "lastrowid"),
@@ -91,14 +91,14 @@ def result_fields(cursor: Any) -> dict[str, Any]:
 def _read(cursor: Any, name: str) -> Any:
     try:
         return getattr(cursor, name, None)
-    except Exception as error:  # drivers compute some
+    except Exception as error:  # drivers compute some attributes
         if is_interrupt(error):
             raise
         return None
 
 
 def list_args(parameters: Sequence[Any], read_set: Callable[[Any], Any]) -> list[Any]:
-    """Return a query's parameters fit to be recorded, each set of them as `read_set` returns it."""
+    """Return a query's parameters for recording, each set of them as `read_set` returns it."""
     args = [
         read_set(one) if isinstance(one, (Mapping, tuple, list)) else readable(one)
         for one in islice(parameters, MAX_ARGS)
@@ -107,14 +107,14 @@ def list_args(parameters: Sequence[Any], read_set: Callable[[Any], Any]) -> list
 
 
 def count_rest(args: list[Any], parameters: Sized) -> list[Any]:
-    """Say at the end of a list how many of a query's parameters are not in it."""
+    """Add, at the end of a list, how many of a query's parameters are not in it."""
     if len(parameters) > MAX_ARGS:
         args.append(f"... {len(parameters) - MAX_ARGS} more")
     return args
 
 
 def readable(value: Any) -> Any:
-    """Return a query's parameter fit to be recorded."""
+    """Return a query's parameter for recording."""
     if isinstance(value, str):
         return value if len(value) <= _MAX_TEXT else value[:_MAX_TEXT]
     if value is None or isinstance(value, (int, float)):

@@ -1,17 +1,18 @@
 """The span of an incoming request, from its start to the end of its body.
 
-**One request, one server span.** A middleware asks `find_server_span` for the span of its request
-before it starts one. A middleware further out in the same framework has left it in the `environ`
-or scope. A bridge (an ASGI application that serves a WSGI one, a Lambda handler that serves
-either) makes a new `environ` or scope but keeps the context, so the span is also found through the
-active trace. There the two requests are compared, because a request may also *make* requests in
-its own process, with a test client for example: those have a trace of their own.
+**One request, one server span.** Every middleware asks `find_server_span` for the span of its
+request before it starts one. The span is found through the context: it is that of the active trace.
+Its request and the new one are compared, because a request may also *make* requests in its own
+process, for example with a test client. These have their own trace. Middlewares of one server share
+an `environ` or a scope, which is marked with the span, so that they need no comparison. The mark is
+also how a framework's own code finds the span. A bridge (an ASGI application that serves a WSGI
+one, a Lambda handler that serves either) creates a new `environ` or scope, but keeps the context.
 
 **Hooks run in the context of their request.** The span is often sent when the framework's context
-is gone: after the body was closed, perhaps in another thread. While that context is there, the
-middleware calls `capture_context`; the sampler and presend hooks of the span, and of the spans
-left open in it, then run in a copy of it. Where a framework keeps its context in thread-locals
-instead of context variables, `run_hooks_with` takes a function that puts them back.
+no longer exists: after the body was closed, perhaps in another thread. While that context exists,
+the middleware calls `capture_context`. The sampler and presend hooks of the span, and of the spans
+left open in it, then run in a copy of it. If a framework keeps its context in thread-locals instead
+of context variables, `run_hooks_with` takes a function that restores them.
 """
 
 from __future__ import annotations
@@ -20,12 +21,17 @@ from collections.abc import Iterable, Mapping
 from contextvars import copy_context
 from time import perf_counter
 from typing import Any, Callable
-from urllib.parse import parse_qsl, unquote
 
 import beeline
 from beeline.context import Held, activate, get_active
 from beeline.internal import LOGGER_NAME, interrupted_by, warn_of_exception
-from beeline.masking import exception_text, mask_query
+from beeline.masking import exception_text
+from beeline.middleware.server_request import (
+    ServerRequest,
+    has_same_client,
+    has_same_target,
+    holds_event,
+)
 from beeline.propagation import Request
 from beeline.trace import Span, Tracer
 from libhoney.internal import warn_once
@@ -34,9 +40,8 @@ from libhoney.internal import warn_once
 class ServerSpan(Held):
     """The root span of one request.
 
-    It is active inside `with server_span:` and nowhere else, so that a request may be worked on in
-    several threads and contexts, one after the other. It finishes by what it holds: with it, the
-    spans that were left open inside.
+    It is active inside `with server_span:` and nowhere else, so that several threads and contexts
+    may work on a request, one after the other. Spans that were left open inside finish with it.
     """
 
     __slots__ = (
@@ -55,7 +60,7 @@ class ServerSpan(Held):
         self,
         tracer: Tracer,
         root: Span,
-        request: Request | None = None,
+        request: ServerRequest | None = None,
         is_invocation: bool = False,
     ) -> None:
         super().__init__(root)
@@ -66,11 +71,11 @@ class ServerSpan(Held):
         self._has_inner_context = False
         # Whether a sampler or presend hook will run for the request's span.
         self.has_hooks = tracer.presend_hook is not None or tracer.sampler_hook is not None
-        # The request that the span was started for; None when the span has ended.
+        # The request that the span was started for; None after the span's end.
         self.request = request
-        # Whether it is an AWS Lambda invocation: whatever is served inside belongs to it.
+        # Whether it is an AWS Lambda invocation: requests served inside belong to it.
         self.is_invocation = is_invocation
-        # Whether a framework further in has added its fields.
+        # Whether an inner middleware has added its fields.
         self.is_joined = False
 
     @property
@@ -86,9 +91,9 @@ class ServerSpan(Held):
     def capture_context(self, inner: bool = False) -> None:
         """Let the hooks of the request's span run in a copy of the current context.
 
-        A later call replaces an earlier one, except that the context of a framework further in
-        (`inner`) is kept: it has what the outer one has, and the framework's own. Without a hook
-        nothing is captured.
+        A later call replaces an earlier one, except that the context of an inner middleware
+        (`inner`) is kept: it has the outer one's variables and those of its framework. Without a
+        hook nothing is captured.
         """
         if self.has_hooks:
             self.run_hooks_with(copy_context().run, inner)
@@ -96,19 +101,19 @@ class ServerSpan(Held):
     def run_hooks_with(
         self, run: Callable[[Callable[[], None]], object], inner: bool = False
     ) -> None:
-        """Let `run` call the function that runs the hooks, once, wherever the span is sent."""
+        """Let `run` call the function that runs the hooks, once, when the span is sent."""
         if inner or not self._has_inner_context:
             self._run_hooks = run
             self._has_inner_context = inner
 
     def join(self, describe: Callable[[], Mapping[str, Any]]) -> None:
-        """Add a request's fields that `describe()` returns, if this span has none; never raise.
+        """Add the fields of an inner middleware's request, unless there are some; never raise.
 
-        The span was started further out; a framework further in is about to add its own.
+        Only the span of a Lambda invocation has none. Fields that it already has are kept.
         """
         self.is_joined = True
         fields = self.root.event._data
-        if "request.path" not in fields:  # it is a Lambda invocation's
+        if "request.path" not in fields:
             self.add(lambda: {k: v for k, v in describe().items() if k not in fields})
 
     def add(self, describe: Callable[[], Mapping[str, Any]]) -> None:
@@ -133,7 +138,7 @@ class ServerSpan(Held):
         self.add(describe)
 
     def link(self, messages: Callable[[], Iterable[Request]]) -> None:
-        """Link the request's span to each trace that `messages()` bring; never raise."""
+        """Link the request's span to the trace of each message; never raise."""
         try:
             for message in messages():
                 context = self._tracer.parse_http_trace(message)
@@ -143,12 +148,12 @@ class ServerSpan(Held):
             warn_of_exception("links to other traces are missing")
 
     def finish(self) -> None:
-        """Send the request's span, and what is still open inside; once."""
+        """Send the request's span and the spans left open inside, once."""
         if self.root.finished and self.span is self.root.previous:
-            return  # nothing is left inside, as where a body that was closed is collected
+            return  # nothing is left open inside, as when a closed body is collected
         if self._end is not None:
             event = self.root.event
-            if isinstance(event, Span):  # not one that the user put there
+            if isinstance(event, Span):  # not a user's event
                 event._started += perf_counter() - self._end
             self._end = None
         run, self._run_hooks = self._run_hooks, None
@@ -163,14 +168,13 @@ class ServerSpan(Held):
             self._forget_request()
 
     def mark_end(self) -> None:
-        """Let the request's span end here, whenever it is sent; never raise."""
+        """Let the request's duration end now, whenever the span is sent; never raise."""
         self._end = perf_counter()
 
     def finish_root(self) -> None:
-        """Send the request's span alone, once: its answer is complete, its work goes on.
+        """Send the request's span alone, once: its response is complete, its work continues.
 
-        What is open inside belongs to that work, and so do spans it starts from here on; `finish`
-        sends what it leaves behind.
+        Open spans and those started later belong to that work; `finish` sends those left open.
         """
         run, self._run_hooks = self._run_hooks, None
         try:
@@ -184,9 +188,9 @@ class ServerSpan(Held):
             self._forget_request()
 
     def finish_here(self) -> None:
-        """Send the request's span, and what is open inside, in the context of the request.
+        """Send the request's span and those open inside, in the context of the request.
 
-        What follows here is still in its trace.
+        Spans started here later are still in its trace.
         """
         self._run_hooks = None
         try:
@@ -196,7 +200,7 @@ class ServerSpan(Held):
             self._forget_request()
 
     def _forget_request(self) -> None:
-        """Let no other request join, and the request be freed: it refers to this span."""
+        """Let no other request join, and release the request, which refers to this span."""
         self.request = None
         trace = self.root.trace
         if trace.server_span is self:
@@ -212,37 +216,18 @@ class ServerSpan(Held):
         activate(active)
 
 
-def request_fields(
-    framework: str, request: Request, remote_addr: Any, content_length: Any, user_agent: Any
-) -> dict[str, Any]:
-    """Return the fields of a request's span; the framework's name starts the span's."""
-    method = request.method()
-    return {
-        "name": f"{framework}_http_{method.lower()}" if method else f"{framework}_http",
-        "type": "http_server",
-        "request.host": request.host(),
-        "request.method": method,
-        "request.path": request.path(),
-        "request.remote_addr": remote_addr,
-        "request.content_length": content_length or 0,
-        "request.user_agent": user_agent,
-        "request.scheme": request.scheme(),
-        "request.query": mask_query(request.query()),
-    }
-
-
 def start_server_span(
-    request: Request, describe: Callable[[], Mapping[str, Any]], is_invocation: bool = False
+    request: ServerRequest, describe: Callable[[], Mapping[str, Any]], is_invocation: bool = False
 ) -> ServerSpan | None:
     """Start the trace of an incoming request, with the fields that `describe()` returns.
 
-    The trace continues the one that the request brings, if it brings one. A request that brings
-    none and is served inside an AWS Lambda invocation is a span of the invocation's trace. Return
-    None before `beeline.init`, and where the start fails.
+    The trace continues that of the request's headers, if any. Without one, a request served inside
+    an AWS Lambda invocation is a span of the invocation's trace. Return None before `beeline.init`,
+    and if the start fails.
     """
     current = beeline.get_beeline()
     if current is None:
-        warn_before_init(getattr(request, "middleware", type(request).__name__))
+        warn_before_init(request.middleware)
         return None
     tracer = current.tracer_impl
     outside = get_active()
@@ -255,6 +240,7 @@ def start_server_span(
         span = ServerSpan(tracer, root, request, is_invocation)
         if root.trace.server_span is None:
             root.trace.server_span = span
+        request.set_mark(span)
         return span
     except Exception:
         warn_of_exception("a request is not traced")
@@ -268,67 +254,51 @@ def _belongs_to_invocation(tracer: Tracer, request: Request) -> bool:
     return outer is not None and outer.is_invocation and tracer.parse_http_trace(request) is None
 
 
-def find_server_span(request: Request, marker: Any = None) -> ServerSpan | None:
-    """Return the unfinished span that was started further out for this same request, or None.
+def find_server_span(request: ServerRequest) -> ServerSpan | None:
+    """Return the unfinished span that an outer middleware started for this request, or None.
 
-    `marker` is what is found under `SERVER_SPAN_KEY` in the `environ` or scope. Without one, the
-    span is found through the context, if the request is the one it was started for: it has the
-    same method, path, query and user agent and continues the same upstream span. Inside an AWS
-    Lambda invocation method and path are enough, or that the `environ` or scope has the event.
+    Its environ or scope is marked with the span, or the span is found through the context. Then
+    the two requests must have the same method, path, query and user agent, and continue the same
+    upstream span. Inside an AWS Lambda invocation the same method and path are enough, or an
+    environ or scope with the invocation's event.
     """
-    if marker is not None and isinstance(marker, ServerSpan) and not marker.finished:
-        return marker
-    if get_active() is None:
-        return None
+    span = unfinished_span(request.get_mark())
+    if span is not None or get_active() is None:
+        return span
     span = current_server_span()
     try:
-        return span if span is not None and _is_same_request(span, request) else None
+        if span is None or not _is_same_request(span, request):
+            return None
+        request.set_mark(span)
+        return span
     except Exception:
         warn_of_exception("beeline: cannot compare a request with the one around it")
         return None
 
 
-def current_server_span() -> ServerSpan | None:
-    """Return the unfinished span of the request in whose trace this code runs, or None."""
-    active = get_active()
-    span = active.trace.server_span if active is not None else None
+def unfinished_span(span: Any) -> ServerSpan | None:
+    """Return the server span found in a request or a trace; None if it is none or finished."""
     return span if isinstance(span, ServerSpan) and not span.finished else None
 
 
-def _is_same_request(span: ServerSpan, inner: Request) -> bool:
+def current_server_span() -> ServerSpan | None:
+    """Return the unfinished span of the request in whose trace this code runs, or None."""
+    active = get_active()
+    return unfinished_span(active.trace.server_span) if active is not None else None
+
+
+def _is_same_request(span: ServerSpan, inner: ServerRequest) -> bool:
     outer = span.request
     if outer is None:
         return False
-    if span.is_invocation and _has_value(inner.middleware_request(), outer.middleware_request()):
-        return True
-    if inner.method() != outer.method() or not _is_same_path(outer, inner):
-        return False
-    return span.is_invocation or (
-        inner.header("User-Agent") == outer.header("User-Agent")
-        and _parameters(inner) == _parameters(outer)
+    if span.is_invocation:
+        event = outer.middleware_request()
+        return holds_event(inner, event) or has_same_target(outer, inner)
+    return (
+        has_same_target(outer, inner)
+        and has_same_client(outer, inner)
         and _continues_the_same(span, inner)
     )
-
-
-def _has_value(environ: Any, event: Any) -> bool:
-    return isinstance(environ, Mapping) and any(value is event for value in environ.values())
-
-
-def _is_same_path(outer: Request, inner: Request) -> bool:
-    """Compare two paths; below a mount point the rest is enough, since bridges differ in it."""
-    whole, (mount, below) = "".join(_split_path(outer)), _split_path(inner)
-    return mount + below == whole or (mount != "" and below > "/" and whole.endswith(below))
-
-
-def _split_path(request: Request) -> tuple[str, str]:
-    """Return where the application is mounted, and the path below."""
-    mount_of = getattr(request, "mount", None)
-    mount = mount_of() if mount_of is not None else ""
-    return unquote(mount or ""), unquote(request.path() or "")
-
-
-def _parameters(request: Request) -> list[tuple[str, str]]:
-    return parse_qsl(request.query() or "", keep_blank_values=True)
 
 
 def _continues_the_same(span: ServerSpan, inner: Request) -> bool:
@@ -341,9 +311,9 @@ def _continues_the_same(span: ServerSpan, inner: Request) -> bool:
 
 
 def warn_before_init(middleware: str, remedy: str = "at the entry of the application") -> None:
-    """Log, once for each middleware, that it gets requests although `init` was not called.
+    """Log, once per middleware, that it gets requests although `init` was not called.
 
-    Nothing is logged when disabled, and after `close`. `remedy` is where to call `init`.
+    Nothing is logged if disabled or after `close`. `remedy` is where to call `init`.
     """
     from beeline import config
 

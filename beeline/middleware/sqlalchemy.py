@@ -20,16 +20,16 @@ from beeline.middleware.query_span import (
 
 __all__ = ["trace_all_engines", "trace_engine"]
 
-# On SQLAlchemy's execution context, which is one query's.
+# The attribute of SQLAlchemy's execution context, one per query.
 _ATTRIBUTE = "_beeline_query"
-# On an engine's dialect, which its copies with other options share.
+# The attribute of an engine's dialect, which copies of the engine with other options share.
 _NAME = "_beeline_name"
 
 _name_for_all = "sqlalchemy_query"
 
 
 def trace_engine(engine: Any, name: str = "sqlalchemy_query") -> None:
-    """Give each query of an engine a span of this name; an async engine's too."""
+    """Give each query of an engine, or of an async engine, a span of this name."""
     engine = getattr(engine, "sync_engine", engine)
     setattr(engine.dialect, _NAME, name)
     _listen(engine, _listener)
@@ -38,8 +38,8 @@ def trace_engine(engine: Any, name: str = "sqlalchemy_query") -> None:
 def trace_all_engines(name: str, listener: QueryListener | None = None) -> None:
     """Give each query of every engine, also of later ones, a span of this name.
 
-    An engine given to `trace_engine` keeps its own name. SQLAlchemy's events go to `listener`
-    where one is given. Where SQLAlchemy is not installed, do nothing.
+    An engine given to `trace_engine` keeps its own name. `listener`, if given, gets SQLAlchemy's
+    events. If SQLAlchemy is not installed, do nothing.
     """
     global _name_for_all
     try:
@@ -51,10 +51,10 @@ def trace_all_engines(name: str, listener: QueryListener | None = None) -> None:
 
 
 class QueryListener:
-    """Takes the events of queries from SQLAlchemy. No method raises of itself.
+    """Handles SQLAlchemy's events of queries. No method raises an exception of its own.
 
-    The span of a query is with its execution context: there is one, however many listeners take
-    its events.
+    The span of a query is stored in its execution context, so that a query has one span, however
+    many listeners get its events.
     """
 
     def before_cursor_execute(
@@ -90,8 +90,10 @@ class QueryListener:
             warn_of_exception("a query is not traced")
 
     def handle_error(self, context: Any) -> None:
-        """Finish the span of a query that failed; an error outside a query, as in connecting, has
-        none."""
+        """Finish the span of a query that failed.
+
+        An error outside a query, such as a failed connection, has none.
+        """
         try:
             query = _take(context.execution_context)
             if query is not None:
@@ -116,7 +118,7 @@ def _start(connection: Any, statement: str, parameters: Any, context: Any) -> No
     if (
         context is None
         or getattr(context, _ATTRIBUTE, None) is not None
-        # Reflection's, of which nobody hears that they failed.
+        # Queries of reflection: SQLAlchemy reports no event if they fail.
         or context.execution_options.get("skip_user_error_events")
     ):
         return
@@ -130,7 +132,7 @@ def _error_fields(error: BaseException) -> dict[str, Any]:
     name = interrupted_by(error)
     if name is not None:
         return {"meta.interrupted_by": name}
-    # A cancelled query's has no text.
+    # The exception of a cancelled query has no text.
     return {"db.error": exception_text(error) or type(error).__name__}
 
 

@@ -1,13 +1,13 @@
 """Error pages of Starlette and FastAPI, which are made outside all middleware that is added.
 
-`app.add_middleware` puts a middleware inside Starlette's `ServerErrorMiddleware`. When a view
-raises, that one makes the response, by `@app.exception_handler(Exception)` or as a plain 500, after
-every added middleware has been left. So the request's span stays open until its methods that make
-a page have run: they tell the status that the client gets, and run inside the span. They are
-wrapped when the first exception passes, on the one object that is about to call them.
+`app.add_middleware` adds a middleware inside Starlette's `ServerErrorMiddleware`. When a view
+raises, that middleware makes the response, by `@app.exception_handler(Exception)` or as a plain
+500, after every added middleware has returned. So the request's span stays open until the method
+that makes the page has run: it runs inside the span, and its response has the status. These methods
+are patched when the first exception passes, on the one object that is about to call them.
 
-A middleware in between may handle the exception instead. Its response cannot be seen from the
-inside, so the span is then sent without a status, `PATIENCE_SECONDS` later.
+A middleware in between may handle the exception instead. Its response is not visible from the
+inside. The span is then sent without a status, `PATIENCE_SECONDS` later.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Any, Callable
 
 from beeline.internal import warn_of_exception
 from beeline.middleware.server_span import ServerSpan
+from beeline.patch._install import replace
 
-# How long an exception may take from the middleware to Starlette's.
+# How long, at most, an exception takes from our middleware to Starlette's.
 PATIENCE_SECONDS = 5.0
 
 _PAGE_KEY = "beeline.error_page"
-_IS_WATCHED = "_beeline_is_watched"
 
 
 def leave_span_to_error_page(
@@ -39,17 +39,16 @@ def leave_span_to_error_page(
     """Let the error page of a Starlette application end the span of a request that raised.
 
     `app` is the application whose middleware is running, if it is Starlette's. `record_status` is
-    None when another response has started: Starlette makes a page then too, but does not send it.
-    Return False if no page will be made: the span is the caller's to end then. Never raise.
+    None if another response has started: then Starlette makes a page, but does not send it. Return
+    False if no page will be made, so that the caller has to end the span. Never raise.
     """
     try:
         errors = _error_middleware_around(app, middleware)
         if errors is None:
             return False
         for name in ("handler", "error_response", "debug_response"):
-            make_page = getattr(errors, name)
-            if make_page is not None and not hasattr(make_page, _IS_WATCHED):
-                setattr(errors, name, _watch(make_page))
+            if getattr(errors, name) is not None:
+                replace(errors, name, _watch)
         span.capture_context()
         if record_status is None:
             span.mark_end()
@@ -59,8 +58,8 @@ def leave_span_to_error_page(
         warn_of_exception("beeline: an error page of Starlette is not traced")
         return False
     try:
-        asyncio.get_running_loop().call_later(PATIENCE_SECONDS, _Deadline(page).expire)
-    except RuntimeError:  # another kind of loop
+        asyncio.get_running_loop().call_later(PATIENCE_SECONDS, _Deadline(page).pass_by)
+    except RuntimeError:  # not asyncio's
         span.finish_root()
     return True
 
@@ -101,7 +100,6 @@ def _watch(make_page: Callable[..., Any]) -> Callable[..., Any]:
                 page.response = make_page(request, *args, **kwargs)
                 return page.response
 
-    setattr(watch, _IS_WATCHED, True)
     return watch
 
 
@@ -114,7 +112,7 @@ def _is_async(make_page: Any) -> bool:
 
 
 class _ErrorPage:
-    """The making of an error page, as a context manager: inside the span, which ends with it."""
+    """A context manager around the making of an error page: inside the span, which it ends."""
 
     response: Any = None
 
@@ -139,18 +137,18 @@ class _ErrorPage:
     def give_up(self) -> None:
         """Send the span without a status, unless the page is being made."""
         if not self.is_started:
-            self._record_status = None  # which refers to the request
+            self._record_status = None  # it refers to the request
             self._span.finish()
 
 
 class _Deadline:
-    """Gives an error page up when its time is over, or its event loop, whose timer has it."""
+    """Gives up an error page when its timer has run or was dropped with its event loop."""
 
     def __init__(self, page: _ErrorPage) -> None:
         self._page = page
 
-    def expire(self) -> None:
-        """End the wait."""
+    def pass_by(self) -> None:
+        """Do nothing: after the call the timer releases this object."""
 
     def __del__(self) -> None:
         """Give the page up."""

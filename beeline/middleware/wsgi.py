@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, MutableMapping
 from functools import lru_cache
 from typing import Any, Callable
+from urllib.parse import unquote
 
 from beeline.internal import call_original, warn_of_exception
-from beeline.middleware.server_span import (
-    ServerSpan,
-    find_server_span,
-    request_fields,
-    start_server_span,
-)
-from beeline.propagation import Request
+from beeline.middleware.server_request import ServerRequest, request_fields
+from beeline.middleware.server_span import ServerSpan, find_server_span, start_server_span
+from beeline.middleware.streaming import TracedSteps
 
 __all__ = ["HoneyWSGIMiddleware", "WSGIRequest"]
 
 Environ = dict[str, Any]
 WSGIApp = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
-# Where the framework's own code finds the span of its request.
-SERVER_SPAN_KEY = "beeline.server_span"
-
 
 @lru_cache(maxsize=100)  # the same few in each request
 def _variable(header: str) -> str:
-    """Return the name of a header's variable in an environment."""
+    """Return the name of a header's variable in an environment or in Django's META."""
     name = header.upper().replace("-", "_")
     return name if name in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{name}"
 
 
-class WSGIRequest(Request):
+class WSGIRequest(ServerRequest):
     """A WSGI environment as a request; `name` is the framework's, for the span's name."""
 
-    middleware = "HoneyWSGIMiddleware"  # in log messages
+    middleware = "HoneyWSGIMiddleware"
 
     def __init__(self, name: str, environ: Environ) -> None:
         self._name = name
@@ -65,11 +59,20 @@ class WSGIRequest(Request):
         """Return the path where the application is mounted."""
         return _text(self._environ.get("SCRIPT_NAME"))
 
+    def location(self) -> tuple[str, str]:
+        """Return, unquoted, where the application is mounted and the path below."""
+        mount, path = self._environ.get("SCRIPT_NAME"), self._environ.get("PATH_INFO")
+        return unquote(_text(mount) or ""), unquote(_text(path) or "")
+
     def query(self) -> str | None:
-        """Return the query as it came, without its question mark."""
+        """Return the query as it was sent, without its question mark."""
         return self._environ.get("QUERY_STRING")
 
-    def middleware_request(self) -> Environ:
+    def middleware_request(self) -> Any:
+        """Return the WSGI environment."""
+        return self._environ
+
+    def environ(self) -> MutableMapping[str, Any]:
         """Return the WSGI environment."""
         return self._environ
 
@@ -86,7 +89,7 @@ class WSGIRequest(Request):
 
 
 def _text(path: Any) -> str | None:
-    """Return a path as text. PEP 3333 has its bytes as if they were Latin-1."""
+    """Return a path as text. PEP 3333 decodes its bytes as Latin-1."""
     if not path:
         return path  # type: ignore[no-any-return]
     try:
@@ -100,7 +103,7 @@ class HoneyWSGIMiddleware:
     """Gives each request of a WSGI application a trace.
 
     The root span ends when the response's body is closed, so that spans made while streaming are
-    in it; a list ends it at once.
+    inside. A body that is a list ends it at once.
     """
 
     def __init__(self, app: WSGIApp, name: str = "wsgi") -> None:
@@ -109,20 +112,15 @@ class HoneyWSGIMiddleware:
         self._name = name
 
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """Answer a request.
-
-        One that a middleware further out traces already only gets its fields from here too.
-        """
+        """Handle a request; if an outer middleware traces it, only add fields to its span."""
         request = self.make_request(environ)
-        outer = find_server_span(request, environ.get(SERVER_SPAN_KEY))
+        outer = find_server_span(request)
         if outer is not None:
             outer.join(request.request_context)
-            environ[SERVER_SPAN_KEY] = outer
             return self.app(environ, self._recording(outer, environ, start_response, inner=True))
         span = start_server_span(request, request.request_context)
         if span is None:
             return self.app(environ, start_response)
-        environ[SERVER_SPAN_KEY] = span
         try:
             with span:
                 body = self.app(environ, self._recording(span, environ, start_response))
@@ -149,11 +147,11 @@ class HoneyWSGIMiddleware:
         return WSGIRequest(self._name, environ)
 
     def late_fields(self, environ: Environ) -> dict[str, Any]:
-        """Return fields known only when the framework has seen the request."""
+        """Return the fields that are known once the framework has routed the request."""
         return {}
 
     def capture_context(self, span: ServerSpan, environ: Environ, inner: bool) -> None:
-        """Let the span's hooks see what the framework knows of its request.
+        """Let the span's hooks run in the framework's context.
 
         Called when the response starts, if there are hooks.
         """
@@ -182,30 +180,8 @@ class HoneyWSGIMiddleware:
         return start_recorded_response
 
 
-class TracedBody:
-    """A response's body: its steps run inside the request's span, its end finishes it."""
-
-    def __init__(self, body: Iterable[bytes], span: ServerSpan) -> None:
-        self._body = body
-        self._span = span
-        self._steps: Iterator[bytes] | None = None
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        """Return the next piece."""
-        try:
-            with self._span:
-                if self._steps is None:
-                    self._steps = iter(self._body)
-                return next(self._steps)
-        except StopIteration:
-            raise
-        except BaseException as error:
-            self._span.leave()
-            self._span.record_error(error)
-            raise
+class TracedBody(TracedSteps):
+    """A response's body: its steps run inside the request's span, its closing finishes it."""
 
     def close(self) -> None:
         """Close the body and send the request's span."""
@@ -220,13 +196,9 @@ class TracedBody:
         finally:
             self._span.finish()
 
-    def __del__(self) -> None:
-        """Send the span of a request that its server abandoned."""
-        self._span.finish()
-
 
 class SizedTracedBody(TracedBody):
-    """A body that knows how many pieces it has: of a single one a server tells the length."""
+    """A body with a known number of pieces: if it is one, servers set the Content-Length."""
 
     def __len__(self) -> int:
         return len(self._body)  # type: ignore[arg-type]
@@ -241,15 +213,15 @@ def _is_file_wrapper(body: Any, environ: Environ) -> bool:
 
 
 def _finish_at_close(body: Any, span: ServerSpan) -> None:
-    """Let a body's own `close` finish the span, so that the server still knows its file wrapper.
+    """Let a body's own `close` finish the span, so that the server recognizes its file wrapper.
 
-    Where the body takes no attributes, finish now: only the server sees its end.
+    If the body accepts no attributes, finish now: only the server sees its end.
     """
     close = getattr(body, "close", None)
 
     def close_and_finish(*args: Any, **kwargs: Any) -> None:
         nonlocal close
-        closing, close = close, None  # what a body holds must not hold the body
+        closing, close = close, None  # avoids a reference cycle with the body
         try:
             if closing is not None:
                 call_original(closing, args, kwargs)
@@ -266,7 +238,7 @@ def _finish_at_close(body: Any, span: ServerSpan) -> None:
 
 
 def _error_behind(exc_info: Any = None, *_: Any, **__: Any) -> BaseException | None:
-    """Return the exception that a response is an error page for, as PEP 3333 has it told."""
+    """Return the exception that `start_response` was given for an error page (PEP 3333)."""
     error = exc_info[1] if isinstance(exc_info, tuple) and len(exc_info) == 3 else None
     return error if isinstance(error, BaseException) else None
 

@@ -1,1 +1,1 @@
-"""Patches, one module for each library: importing one installs it, once."""
+"""Patches, one module per library: importing a module installs its patch, once."""

@@ -18,7 +18,7 @@ _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 class ClientSpan:
     """The span of one outgoing request, as a context manager.
 
-    An exception is recorded and goes on. Nothing here raises of itself.
+    Exceptions are recorded and re-raised. No method raises an exception of its own.
     """
 
     __slots__ = ("_propagates_to", "_span", "_tracer")
@@ -39,11 +39,11 @@ class ClientSpan:
                     if _can_send(name, value)
                 }
         except Exception:
-            warn_of_exception("a request goes without its trace's headers")
+            warn_of_exception("a request is sent without its trace's headers")
         return {}
 
     def record_response(self, status: Any, headers: Any) -> None:
-        """Put an answer's status and its content's type and length on the span."""
+        """Record a response's status, content type and content length on the span."""
         fields: dict[str, Any] = {"response.status_code": status}
         try:
             for name, header in (
@@ -83,7 +83,7 @@ def start_client_span(
 ) -> ClientSpan | None:
     """Start the span of an outgoing request by a library; None outside a trace.
 
-    Without a span the call is to be left untouched.
+    Without a span the caller passes the call on unchanged.
     """
     current = beeline.get_beeline()
     if current is None or get_active() is None:
@@ -108,7 +108,7 @@ def start_client_span(
 
 
 def _can_send(name: Any, value: Any) -> bool:
-    """Tell whether what a propagation hook returned makes a header of HTTP."""
+    """Return whether what a propagation hook returned is a valid HTTP header."""
     return (
         isinstance(name, str)
         and isinstance(value, str)

@@ -1,4 +1,4 @@
-"""Jinja2: a span for each template that is rendered inside a trace, at once or piece by piece."""
+"""Jinja2: a span for each template that is rendered inside a trace, at once or in pieces."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ from typing import Any, Callable
 
 import jinja2
 import jinja2.nativetypes
-from wrapt import wrap_function_wrapper
+from wrapt import wrap_function_wrapper  # exported
 
 import beeline
 from beeline.context import get_current
 from beeline.decorators import traced
 from beeline.internal import warn_of_exception
+from beeline.patch._install import install
 from beeline.trace import Span, SpanScope, Tracer
 from libhoney.internal import is_interrupt
 
-# What `from beeline.patch.jinja2 import *` gives; applications rely on it.
+# Applications rely on what `from beeline.patch.jinja2 import *` imports.
 __all__ = ["beeline", "wrap_function_wrapper"]
-
-_INSTALLED = "_beeline_is_installed"
 
 
 class _Rendering(SpanScope):
@@ -52,7 +51,7 @@ def _start(template: Any) -> _Rendering | None:
 
 
 def _runs_async(template: Any) -> bool:
-    """Tell whether a method runs its asynchronous counterpart, which has the span."""
+    """Return whether a method calls its asynchronous counterpart, which has the span."""
     return getattr(getattr(template, "environment", None), "is_async", False)
 
 
@@ -67,22 +66,19 @@ def _render_template(wrapped: Callable[..., Any], template: Any, args: Any, kwar
 def _generate(wrapped: Callable[..., Any], template: Any, args: Any, kwargs: Any) -> Any:
     if _runs_async(template):
         return wrapped(*args, **kwargs)
-    return _work_in_steps(wrapped, template, args, kwargs)
+    return _trace_steps(wrapped, template, args, kwargs)
 
 
-def _work_in_steps(wrapped: Callable[..., Any], template: Any, args: Any, kwargs: Any) -> Any:
+def _trace_steps(wrapped: Callable[..., Any], template: Any, args: Any, kwargs: Any) -> Any:
     """Trace a generator, an asynchronous one or a coroutine."""
     return traced(lambda: _start(template))(wrapped)(*args, **kwargs)
 
 
-if not hasattr(jinja2.Template, _INSTALLED):
-    setattr(jinja2.Template, _INSTALLED, True)
-    for name, wrapper in (
-        ("Template.render", _render_template),
-        ("Template.render_async", _work_in_steps),
-        ("Template.generate", _generate),
-        ("Template.generate_async", _work_in_steps),
-        ("nativetypes.NativeTemplate.render", _render_template),
-        ("nativetypes.NativeTemplate.render_async", _work_in_steps),
-    ):
-        wrap_function_wrapper(jinja2, name, wrapper)
+uninstall = install(
+    (jinja2.Template, "render", _render_template),
+    (jinja2.Template, "render_async", _trace_steps),
+    (jinja2.Template, "generate", _generate),
+    (jinja2.Template, "generate_async", _trace_steps),
+    (jinja2.nativetypes.NativeTemplate, "render", _render_template),
+    (jinja2.nativetypes.NativeTemplate, "render_async", _trace_steps),
+)

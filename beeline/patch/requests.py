@@ -8,21 +8,20 @@ from contextvars import ContextVar
 from typing import Any, Callable
 
 import requests
-from wrapt import wrap_function_wrapper
+from wrapt import wrap_function_wrapper  # exported
 
 import beeline
 from beeline.internal import LOGGER_NAME, warn_of_exception
+from beeline.patch._install import install
 from beeline.patch.client_span import ClientSpan, start_client_span
 from libhoney.internal import get_logger, is_interrupt, warn_once
 
-# What `from beeline.patch.requests import *` gives; applications rely on it.
+# Applications rely on what `from beeline.patch.requests import *` imports.
 __all__ = ["beeline", "request", "requests", "wrap_function_wrapper"]
-
-_INSTALLED = "_beeline_is_installed"
 
 
 class _Value(str):
-    """The value of a header of ours, known again on a copy of the request that had it."""
+    """The value of a header that this patch added, recognizable on a copy of the request."""
 
     __slots__ = ()
 
@@ -31,23 +30,23 @@ class _Value(str):
 
 
 class _Exchange:
-    """One call of the application's: a request and its redirects, of one session."""
+    """One call by the application: a request and its redirects, made by one session."""
 
     __slots__ = ("_prepared", "_session", "_span", "awaits_send")
 
     def __init__(self, session: Any, span: ClientSpan, prepared: Any = None) -> None:
-        """Begin with a span; `prepared` is the request where it is known already."""
+        """Start with a span; `prepared` is the request if it is already known."""
         self._session = session
         self._span = span
         self._prepared = prepared
         self.awaits_send = prepared is None
 
-    def is_of(self, session: Any) -> bool:
+    def is_made_by(self, session: Any) -> bool:
         return session is self._session
 
-    def takes(self, session: Any, prepared: Any) -> bool:
-        """Tell whether a request is this call's, not one that a hook or an auth handler makes."""
-        if not self.is_of(session):
+    def sends(self, session: Any, prepared: Any) -> bool:
+        """Return whether a request belongs to this call, not to a hook or an auth handler."""
+        if not self.is_made_by(session):
             return False
         if self.awaits_send:
             self.awaits_send = False
@@ -55,14 +54,14 @@ class _Exchange:
         return prepared is self._prepared
 
     def put_headers(self, prepared: Any) -> None:
-        """Put the trace's headers on a request, where its host may have them."""
-        _take_off(prepared)  # a redirect's request starts with the headers of the one before
+        """Add the trace's headers to a request if its host may receive them."""
+        _remove_headers(prepared)  # a redirect's request starts with the headers of the one before
         for name, value in self._span.headers_for(prepared.url).items():
             if name not in prepared.headers:
                 prepared.headers[name] = _Value(value)
 
     def follow(self, redirects: Iterator[Any]) -> Iterator[Any]:
-        """Go through redirects, each of which is one request of this call."""
+        """Yield the responses of redirects, each of which is one request of this call."""
         while True:
             self.awaits_send = True
             try:
@@ -93,9 +92,8 @@ _exchange: ContextVar[_Exchange | None] = ContextVar("beeline_requests_exchange"
 def request(wrapped: Callable[..., Any], session: Any, args: Any, kwargs: Any) -> Any:
     """Trace `Session.request(method, url, ...)`, which `requests.get` and the like call.
 
-    It is a wrapper for `wrap_function_wrapper`. Applications may install it on sessions of other
-    libraries, too: `send` of those is not wrapped, so that their requests get the trace's headers
-    here.
+    It is a wrapper for `wrap_function_wrapper`. Applications may also install it on the sessions
+    of other libraries. Their `send` is not wrapped, so this function adds the trace's headers.
     """
     method = args[0] if args else kwargs.get("method")
     url = args[1] if len(args) > 1 else kwargs.get("url")
@@ -108,7 +106,7 @@ def request(wrapped: Callable[..., Any], session: Any, args: Any, kwargs: Any) -
 
 
 def _add_headers(kwargs: dict[str, Any], headers: dict[str, str]) -> dict[str, Any]:
-    """Return arguments of a request with the trace's headers, except those that it sets itself."""
+    """Return a request's arguments with the trace's headers, except those that it sets itself."""
     own = kwargs.get("headers")
     try:
         names = {str(name).lower() for name in own or ()}
@@ -125,20 +123,20 @@ def _send(wrapped: Callable[..., Any], session: Any, args: Any, kwargs: Any) -> 
     if not isinstance(prepared, requests.PreparedRequest):
         return wrapped(*args, **kwargs)
     exchange = _exchange.get()
-    if exchange is not None and exchange.takes(session, prepared):
-        _fenced(exchange.put_headers, prepared)
+    if exchange is not None and exchange.sends(session, prepared):
+        _call_safely(exchange.put_headers, prepared)
         return wrapped(*args, **kwargs)
     span = start_client_span("requests", prepared.method, prepared.url)
-    if span is None and not _has_ours(prepared):
+    if span is None and not _has_our_headers(prepared):
         return wrapped(*args, **kwargs)
-    # The caller's request stays as it is.
-    own = _fenced(_own_copy, prepared) or prepared
+    # The caller's request stays unchanged.
+    own = _call_safely(_own_copy, prepared) or prepared
     args, kwargs = ((own, *args[1:]), kwargs) if args else ((), {**kwargs, "request": own})
     if span is None:
         return wrapped(*args, **kwargs)
     exchange = _Exchange(session, span, own)
     if own is not prepared:
-        _fenced(exchange.put_headers, own)
+        _call_safely(exchange.put_headers, own)
     return exchange.run(wrapped, args, kwargs)
 
 
@@ -146,7 +144,7 @@ def _resolve_redirects(wrapped: Callable[..., Any], session: Any, args: Any, kwa
     """`Session.resolve_redirects(...)`, a generator that sends a request at each step."""
     redirects = wrapped(*args, **kwargs)
     exchange = _exchange.get()
-    if exchange is None or not exchange.is_of(session):
+    if exchange is None or not exchange.is_made_by(session):
         return redirects
     return exchange.follow(redirects)
 
@@ -157,34 +155,35 @@ def _own_copy(prepared: Any) -> Any:
         own.headers = requests.structures.CaseInsensitiveDict()
     else:
         own.headers = prepared.headers.copy()
-        _take_off(own)
+        _remove_headers(own)
     return own
 
 
-def _has_ours(prepared: Any) -> bool:
+def _has_our_headers(prepared: Any) -> bool:
     return any(type(value) is _Value for value in (prepared.headers or {}).values())
 
 
-def _take_off(prepared: Any) -> None:
+def _remove_headers(prepared: Any) -> None:
     """Remove the headers of an earlier exchange."""
     for name, value in list(prepared.headers.items()):
         if type(value) is _Value:
             del prepared.headers[name]
 
 
-def _fenced(step: Callable[[Any], Any], prepared: Any) -> Any:
+def _call_safely(step: Callable[[Any], Any], prepared: Any) -> Any:
+    """Return what a step returns for a request; log an exception and return None."""
     try:
         return step(prepared)
     except Exception as error:
         if is_interrupt(error):
             raise
-        message = "a request goes without its trace's headers"
+        message = "a request is sent without its trace's headers"
         warn_once(get_logger(LOGGER_NAME), message, message, exc_info=True)
         return None
 
 
-if not hasattr(requests.Session, _INSTALLED):
-    setattr(requests.Session, _INSTALLED, True)
-    wrap_function_wrapper(requests, "Session.request", request)
-    wrap_function_wrapper(requests, "Session.send", _send)
-    wrap_function_wrapper(requests, "Session.resolve_redirects", _resolve_redirects)
+uninstall = install(
+    (requests.Session, "request", request),
+    (requests.Session, "send", _send),
+    (requests.Session, "resolve_redirects", _resolve_redirects),
+)

@@ -1,7 +1,7 @@
 """Threads and thread pools: the trace that is current at `start` or `submit` is current in them.
 
-Nothing else of the context goes along. `multiprocessing.pool.ThreadPool` is left alone: its jobs
-take `beeline.traced_thread`.
+No other context variable is copied. `multiprocessing.pool.ThreadPool` is not patched: wrap its jobs
+with `beeline.traced_thread`.
 """
 
 from __future__ import annotations
@@ -11,19 +11,17 @@ import threading
 from contextvars import Context
 from typing import Any, Callable
 
-from wrapt import wrap_function_wrapper
-
 import beeline
 from beeline.context import Held, get_active
 from beeline.internal import call_original, warn_of_exception
+from beeline.patch._install import install
 from beeline.trace import Span
 
 __all__ = ["beeline"]
 
-_INSTALLED = "_beeline_is_installed"
-# Their threads work for whoever comes, not for the one in whose trace they were started.
+# Their threads serve many traces, not only the one that started them.
 _SHARED = ("concurrent.futures.", "libhoney.", "logging.", "multiprocessing.")
-# Python >= 3.14: their jobs go where no span can follow.
+# Python >= 3.14: their jobs run in another interpreter, without our spans.
 _OTHER_INTERPRETERS = getattr(concurrent.futures, "InterpreterPoolExecutor", ())
 
 
@@ -33,23 +31,23 @@ def _start(wrapped: Callable[..., Any], thread: Any, args: Any, kwargs: Any) -> 
     if span is None:
         return wrapped(*args, **kwargs)
     try:
-        put_back = _carry_into(thread, span)
-    except Exception:  # a thread of the user's own kind may do anything
+        restore = _carry_into(thread, span)
+    except Exception:  # a user-defined thread may do anything
         warn_of_exception("a thread is not in the trace in which it is started")
         return wrapped(*args, **kwargs)
     try:
         return wrapped(*args, **kwargs)
     except BaseException:
-        put_back()
+        restore()
         raise
 
 
 def _carry_into(thread: Any, span: Span) -> Callable[[], None]:
-    """Let a thread run in a span's trace, unless it brings a context; return what undoes that.
+    """Let a thread run in a span's trace, unless it brings a context; return an undo function.
 
-    Other libraries replace `run` too, before this or after it, and call what they find there with
-    or without the thread. A thread that has begun to run keeps neither the span nor anything of
-    ours, unless such a library has wrapped it: then it stays, and does nothing.
+    Other libraries replace `run` too, before or after this patch, and call the function that they
+    find with or without the thread. When the thread starts to run, the span is released and our
+    `run` is removed. If another library has wrapped it, it stays and does nothing more.
     """
     if _brings_context(thread) or _is_shared(thread):
         return _do_nothing
@@ -58,7 +56,7 @@ def _carry_into(thread: Any, span: Span) -> Callable[[], None]:
     run = thread.run
     carried = [span]
 
-    def put_back() -> None:
+    def restore() -> None:
         carried.clear()
         if attributes.get("run") is run_in_trace:
             del attributes["run"]
@@ -66,12 +64,12 @@ def _carry_into(thread: Any, span: Span) -> Callable[[], None]:
 
     def run_in_trace(*args: Any, **kwargs: Any) -> Any:
         active = carried[0] if carried else get_active()
-        put_back()
+        restore()
         with Held(active):
             return call_original(run, args, kwargs)
 
     attributes["run"] = run_in_trace
-    return put_back
+    return restore
 
 
 def _do_nothing() -> None:
@@ -79,7 +77,7 @@ def _do_nothing() -> None:
 
 
 def _brings_context(thread: Any) -> bool:
-    """Tell whether a thread runs in a context that it was given."""
+    """Return whether a thread runs in a context that it was given."""
     if getattr(thread, "_context", None) is not None:  # Python >= 3.14
         return True
     return isinstance(getattr(getattr(thread, "_target", None), "__self__", None), Context)
@@ -101,11 +99,11 @@ def _submit(wrapped: Callable[..., Any], pool: Any, args: Any, kwargs: Any) -> A
         with Held(span):
             return fn(*args, **kwargs)
 
-    with Held(None):  # a thread that the pool starts now is for later jobs too
+    with Held(None):  # a thread that the pool starts now also runs later jobs
         return wrapped(job, *rest, **kwargs)
 
 
-if not hasattr(threading.Thread, _INSTALLED):
-    setattr(threading.Thread, _INSTALLED, True)
-    wrap_function_wrapper(threading, "Thread.start", _start)
-    wrap_function_wrapper(concurrent.futures, "ThreadPoolExecutor.submit", _submit)
+uninstall = install(
+    (threading.Thread, "start", _start),
+    (concurrent.futures.ThreadPoolExecutor, "submit", _submit),
+)

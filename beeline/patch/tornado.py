@@ -1,7 +1,7 @@
-"""Tornado: a trace for each request that a `RequestHandler` answers.
+"""Tornado: a trace for each request that a `RequestHandler` handles.
 
-WebSocket handlers, whose connections may last for days, and `FallbackHandler`, which hands the
-request on, are left alone.
+Two kinds of handlers are not traced: WebSocket handlers, whose connections may last for days, and
+`FallbackHandler`, which passes the request on.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from typing import Any, Callable
 
 import tornado
 from tornado import routing, web, websocket
-from wrapt import wrap_function_wrapper
+from wrapt import wrap_function_wrapper  # exported
 
 import beeline
 from beeline.context import activate, get_active
 from beeline.internal import call_original, warn_of_exception
 from beeline.masking import exception_text
-from beeline.middleware.server_span import ServerSpan, request_fields, start_server_span
-from beeline.propagation import Request
+from beeline.middleware.server_request import ServerRequest, request_fields
+from beeline.middleware.server_span import ServerSpan, start_server_span
+from beeline.patch._install import install
 from beeline.trace import Span
 from libhoney.internal import is_interrupt
 
-# What `from beeline.patch.tornado import *` gives; applications rely on it.
+# Applications rely on what `from beeline.patch.tornado import *` imports.
 __all__ = ["beeline", "log_exception", "log_request", "tornado", "wrap_function_wrapper"]
 
-_INSTALLED = "_beeline_is_installed"
-# Where the parts of Tornado that work on a request find its exchange.
+# The attribute of a request that holds its exchange.
 _EXCHANGE = "_beeline_exchange"
-# Statuses of an `HTTPError` that says nothing against the application.
+# An `HTTPError` with one of these statuses is not a failure of the application.
 _NO_FAILURES = range(500)
 
 
-class TornadoRequest(Request):
-    """Tornado's request, as the handler of a class will find it."""
+class TornadoRequest(ServerRequest):
+    """A Tornado request for a handler class."""
 
-    middleware = "beeline.patch.tornado"  # in log messages
+    middleware = "beeline.patch.tornado"
 
     def __init__(self, request: Any, handler_class: type) -> None:
         self._request = request
@@ -61,11 +61,11 @@ class TornadoRequest(Request):
         return self.header("Host")
 
     def path(self) -> str | None:
-        """Return the path as it came, as Tornado's patterns match it."""
+        """Return the path as it was sent, which Tornado's patterns match."""
         return self._request.path  # type: ignore[no-any-return]
 
     def query(self) -> str | None:
-        """Return the query as it came, without its question mark."""
+        """Return the query as it was sent, without its question mark."""
         return self._request.query  # type: ignore[no-any-return]
 
     def middleware_request(self) -> Any:
@@ -85,10 +85,10 @@ class TornadoRequest(Request):
 
 
 class _Exchange:
-    """One request and its answer.
+    """One request and its response.
 
-    The root span ends with the answer. The handler may go on after it, in the same trace, or end
-    long before it. It may hand its request to another application, whose handler then works on
+    The root span ends with the response. The handler may continue after it, in the same trace, or
+    end long before it. It may pass its request to another application, whose handler then works on
     the same exchange.
     """
 
@@ -103,22 +103,22 @@ class _Exchange:
             with self._on_connection():
                 return execute()
         except BaseException:
-            self._send()  # there is no handler, and no answer
+            self._send()  # there is no handler and no response
             raise
 
     def run(self, handler: Any, execute: Callable[[], Awaitable[None]]) -> Awaitable[None]:
-        """Return a handler's work, for a task of its own."""
+        """Return the coroutine of a handler's work."""
         self._handlers_at_work += 1
         return self._run(handler, execute)
 
     def receive(self, take: Callable[[], Awaitable[None] | None]) -> Awaitable[None] | None:
-        """Take a part of a body that is streamed in, on the connection's task."""
+        """Process a part of a streamed request body, in the connection's task."""
         with self._on_connection():
             taken = take()
         return taken if taken is None else self._wait_for(taken)
 
     def close(self, handler: Any, on_close: Callable[[], Any]) -> None:
-        """Say that the client has left; end what a handler left to a callback to finish."""
+        """Handle a client's disconnect: end a request that a callback was to finish."""
         try:
             with self._on_connection():
                 on_close()
@@ -126,19 +126,19 @@ class _Exchange:
             if not self._handlers_at_work:
                 self._end(handler)
 
-    def answered(self, handler: Any) -> None:
-        """Send the root span, when the handler has ended or waits: it may fail still."""
+    def complete(self, handler: Any) -> None:
+        """Send the root span after the response; a running handler may still fail before that."""
         if not self._handlers_at_work:
             self._end(handler)
             return
         self._record_status(handler)
         try:
             asyncio.get_running_loop().call_soon(self._span.finish_root)
-        except RuntimeError:  # called where no loop runs, as in a thread
+        except RuntimeError:  # called from a thread without a loop
             self._span.finish_root()
 
     def record_error(self, error: BaseException) -> None:
-        """Record an exception, unless it only ends the handler or refuses the request."""
+        """Record an exception, unless it only ends the handler or rejects the request."""
         if _is_failure(error):
             self._span.record_error(error)
 
@@ -150,7 +150,7 @@ class _Exchange:
                 await execute()
             is_waiting = not handler._finished and self._watch_close(handler)
             if is_waiting:
-                self._span.capture_context()  # others will end it
+                self._span.capture_context()  # a callback will end it
         finally:
             self._handlers_at_work -= 1
             self._span.span = get_active()
@@ -162,7 +162,7 @@ class _Exchange:
             await taken
 
     def _watch_close(self, handler: Any) -> bool:
-        """Let a connection's close, too, call `close`. Return False where it was closed."""
+        """Let a connection's close callback also call `close`; return False if it was closed."""
         connection = handler.request.connection
         on_close = getattr(connection, "_close_callback", None)
         if on_close is None:
@@ -179,7 +179,7 @@ class _Exchange:
         self._send()
 
     def _send(self) -> None:
-        """Send the root span, with what was left open in the handler and on the connection."""
+        """Send the root span and the spans left open in the handler and on the connection."""
         self._span.finish()
         self._span.span = self._connection_span
         self._span.finish()
@@ -190,17 +190,17 @@ class _Exchange:
 
     @contextmanager
     def _on_connection(self) -> Iterator[None]:
-        """Be in the trace on the connection's task, with what was left open there before."""
+        """Activate, in the connection's task, the span that was active there before."""
         outside = activate(self._connection_span)
-        is_here = True
+        is_own_context = True
         try:
             with self._recording():
                 yield
-        except GeneratorExit:  # of a task that was forgotten, in a context that is not its own
-            is_here = False
+        except GeneratorExit:  # of an abandoned task, raised in another context
+            is_own_context = False
             raise
         finally:
-            if is_here:
+            if is_own_context:
                 self._connection_span = activate(outside)
 
     @contextmanager
@@ -215,7 +215,7 @@ class _Exchange:
 
 
 def _execute_delegate(wrapped: Callable[..., Any], delegate: Any, args: Any, kwargs: Any) -> Any:
-    """`_HandlerDelegate.execute()`, called once for a request, makes and starts its handler."""
+    """`_HandlerDelegate.execute()`, called once per request, creates and starts its handler."""
     exchange = _start_exchange(delegate)
     if exchange is None:
         return wrapped(*args, **kwargs)
@@ -231,7 +231,7 @@ def _execute(wrapped: Callable[..., Any], handler: Any, args: Any, kwargs: Any) 
 
 
 def _handle_exception(wrapped: Callable[..., Any], handler: Any, args: Any, kwargs: Any) -> Any:
-    """`RequestHandler._handle_request_exception(e)` makes an error page of what was raised."""
+    """`RequestHandler._handle_request_exception(e)` makes an error page for an exception."""
     exchange = _exchange_of(handler)
     if exchange is not None:
         for argument in (*args, *kwargs.values()):
@@ -241,17 +241,17 @@ def _handle_exception(wrapped: Callable[..., Any], handler: Any, args: Any, kwar
 
 
 def _finish(wrapped: Callable[..., Any], handler: Any, args: Any, kwargs: Any) -> Any:
-    """`RequestHandler.finish(...)` ends the answer, wherever it is called."""
+    """`RequestHandler.finish(...)` completes the response, wherever it is called."""
     try:
         return wrapped(*args, **kwargs)
     finally:
         exchange = _exchange_of(handler)
         if exchange is not None and handler._finished:
-            exchange.answered(handler)
+            exchange.complete(handler)
 
 
 def _data_received(wrapped: Callable[..., Any], delegate: Any, args: Any, kwargs: Any) -> Any:
-    """`_HandlerDelegate.data_received(...)` gives a `@stream_request_body` handler its data."""
+    """`_HandlerDelegate.data_received(...)` passes data to a `@stream_request_body` handler."""
     exchange = _exchange_of(delegate)
     if exchange is None:
         return wrapped(*args, **kwargs)
@@ -259,7 +259,7 @@ def _data_received(wrapped: Callable[..., Any], delegate: Any, args: Any, kwargs
 
 
 def _connection_closed(wrapped: Callable[..., Any], delegate: Any, args: Any, kwargs: Any) -> Any:
-    """`_HandlerDelegate.on_connection_close()` tells the handler of a body that breaks off."""
+    """`_HandlerDelegate.on_connection_close()` notifies the handler of an incomplete body."""
     exchange = _exchange_of(delegate)
     if exchange is None:
         return wrapped(*args, **kwargs)
@@ -269,8 +269,8 @@ def _connection_closed(wrapped: Callable[..., Any], delegate: Any, args: Any, kw
 def log_request(wrapped: Callable[..., Any], application: Any, args: Any, kwargs: Any) -> Any:
     """Trace `Application.log_request(handler)`.
 
-    A wrapper for `wrap_function_wrapper`, for applications that install it on a method of their
-    own. It sends an event for a request that has no trace; others have a span.
+    A wrapper for `wrap_function_wrapper`, for applications that install it on their own methods.
+    It sends an event for a request without a trace; a traced request has a span.
     """
     handler = args[0] if args else kwargs.get("handler")
     _send_untraced(
@@ -298,7 +298,7 @@ def log_exception(wrapped: Callable[..., Any], handler: Any, args: Any, kwargs: 
 
 
 def _send_untraced(handler: Any, describe: Callable[[], dict[str, Any]]) -> None:
-    """Send an event of a request that has no trace; never raise."""
+    """Send an event for a request without a trace; never raise."""
     try:
         if _exchange_of(handler) is None:
             incoming = TornadoRequest(handler.request, type(handler))
@@ -308,7 +308,7 @@ def _send_untraced(handler: Any, describe: Callable[[], dict[str, Any]]) -> None
 
 
 def _start_exchange(delegate: Any) -> _Exchange | None:
-    if _exchange_of(delegate) is not None:  # another handler has handed it on
+    if _exchange_of(delegate) is not None:  # another handler has passed it on
         return None
     handler_class, request = delegate.handler_class, delegate.request
     if issubclass(handler_class, (websocket.WebSocketHandler, web.FallbackHandler)):
@@ -348,7 +348,7 @@ def _route(application: Any, handler_class: type, request: Any) -> dict[str, str
 
 
 def _matching_rules(router: Any, handler_class: type, request: Any) -> Iterator[Any]:
-    """Find the rules, in their order, by which a router may have chosen a handler."""
+    """Yield, in order, the rules by which a router may have chosen a handler."""
     for rule in router.rules:
         is_nested = isinstance(rule.target, routing.RuleRouter)
         if (is_nested or rule.target is handler_class) and rule.matcher.match(request) is not None:
@@ -358,11 +358,11 @@ def _matching_rules(router: Any, handler_class: type, request: Any) -> Iterator[
                 yield rule
 
 
-if not hasattr(web.RequestHandler, _INSTALLED):
-    setattr(web.RequestHandler, _INSTALLED, True)
-    wrap_function_wrapper(web, "_HandlerDelegate.execute", _execute_delegate)
-    wrap_function_wrapper(web, "_HandlerDelegate.data_received", _data_received)
-    wrap_function_wrapper(web, "_HandlerDelegate.on_connection_close", _connection_closed)
-    wrap_function_wrapper(web, "RequestHandler._execute", _execute)
-    wrap_function_wrapper(web, "RequestHandler._handle_request_exception", _handle_exception)
-    wrap_function_wrapper(web, "RequestHandler.finish", _finish)
+uninstall = install(
+    (web._HandlerDelegate, "execute", _execute_delegate),
+    (web._HandlerDelegate, "data_received", _data_received),
+    (web._HandlerDelegate, "on_connection_close", _connection_closed),
+    (web.RequestHandler, "_execute", _execute),
+    (web.RequestHandler, "_handle_request_exception", _handle_exception),
+    (web.RequestHandler, "finish", _finish),
+)

@@ -1,6 +1,6 @@
 """`urllib.request`: a span for each call inside a trace, and the trace's headers on its requests.
 
-Only `http` and `https` URLs; others are opened untouched.
+Only `http` and `https` URLs are traced.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from contextvars import ContextVar
 from typing import Any, Callable
 from urllib.error import HTTPError
 
-from wrapt import wrap_function_wrapper
+from wrapt import wrap_function_wrapper  # exported
 
 import beeline
 from beeline.context import get_active
 from beeline.internal import warn_of_exception
+from beeline.patch._install import install
 from beeline.patch.client_span import ClientSpan, start_client_span
 from libhoney.internal import is_interrupt
 
-# What `from beeline.patch.urllib import *` gives; applications rely on it.
+# Applications rely on what `from beeline.patch.urllib import *` imports.
 __all__ = ["beeline", "urllib", "wrap_function_wrapper"]
 
-_INSTALLED = "_beeline_is_installed"
 _is_http = re.compile("https?:", re.IGNORECASE).match
 
 
 class _Call:
-    """One call of the application's, with its redirects and logins."""
+    """One call by the application, with its redirects and logins."""
 
     __slots__ = ("_span", "awaits_send", "request")
 
@@ -38,9 +38,9 @@ class _Call:
         self.awaits_send = True
 
     def makes(self, request: Any) -> bool:
-        """Tell whether a request is this call's, not one that a handler makes for itself.
+        """Return whether a request belongs to this call, not to a handler's own work.
 
-        A login sends the request again; a redirect's shares the list of places seen.
+        A login sends the same request again; a redirected request shares the dict of visited URLs.
         """
         if request is self.request:
             return True
@@ -48,18 +48,18 @@ class _Call:
         return seen is not None and seen is getattr(self.request, "redirect_dict", None)
 
     def put_headers(self, request: urllib.request.Request, opener: Any = None) -> None:
-        """Put the trace's headers on a request of ours, where its host may have them.
+        """Add the trace's headers to a request if its host may receive them.
 
-        A redirect does not take them along.
+        `urllib` does not copy them to a redirected request.
         """
         try:
             added = getattr(opener, "addheaders", ())
-            theirs = {name.lower() for name, _ in (*request.header_items(), *added)}
+            present = {name.lower() for name, _ in (*request.header_items(), *added)}
             for name, value in self._span.headers_for(request.full_url).items():
-                if name.lower() not in theirs:
+                if name.lower() not in present:
                     request.add_unredirected_header(name, value)
         except Exception:
-            warn_of_exception("a request goes without its trace's headers")
+            warn_of_exception("a request is sent without its trace's headers")
 
     def run(self, open_it: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         outer = _call.get()
@@ -98,7 +98,7 @@ def _urllibopen(wrapped: Callable[..., Any], instance: Any, args: Any, kwargs: A
     """Trace `urlopen(url, data=None, ...)`.
 
     A wrapper for `wrap_function_wrapper`, for applications that install it on functions like
-    `urlopen`. Where the function calls an opener, the request has one span all the same.
+    `urlopen`. If the function calls an opener, the request still has one span.
     """
     target = args[0] if args else kwargs.get("url")
     call = _start(target, args[1] if len(args) > 1 else kwargs.get("data"))
@@ -111,11 +111,11 @@ def _urllibopen(wrapped: Callable[..., Any], instance: Any, args: Any, kwargs: A
 
 
 def _send(wrapped: Callable[..., Any], opener: Any, args: Any, kwargs: Any) -> Any:
-    """`OpenerDirector._open(req, data=None)`: every handler has seen the request, which goes."""
+    """`OpenerDirector._open(req, data=None)`, which sends what every handler has prepared."""
     call = _call.get()
     request = args[0] if args else kwargs.get("req")
     if call is not None:
-        if call.awaits_send:  # a handler may have put another in its place
+        if call.awaits_send:  # a handler may have replaced it
             call.awaits_send = False
             call.request = request
         if call.makes(request):
@@ -124,7 +124,7 @@ def _send(wrapped: Callable[..., Any], opener: Any, args: Any, kwargs: Any) -> A
 
 
 def _start(target: Any, data: Any) -> _Call | None:
-    """Start a call's span; None where the call is to be left untouched."""
+    """Start a call's span; None if the call is passed on unchanged."""
     if get_active() is None:
         return None
     try:
@@ -134,7 +134,7 @@ def _start(target: Any, data: Any) -> _Call | None:
         span = start_client_span(
             "urllib", request.get_method().upper(), request.full_url, "request.uri"
         )
-    except Exception as error:  # what is no request is for `urllib` to refuse
+    except Exception as error:  # `urllib` rejects what is not a request
         if is_interrupt(error):
             raise
         return None
@@ -142,7 +142,7 @@ def _start(target: Any, data: Any) -> _Call | None:
 
 
 def _own_request(target: Any, data: Any) -> urllib.request.Request | None:
-    """Return a request of ours for a URL or a caller's request, which stays as it is."""
+    """Return a new request for a URL, or a copy of the caller's request."""
     if isinstance(target, str):
         return urllib.request.Request(target, data)
     if not isinstance(target, urllib.request.Request):
@@ -158,7 +158,7 @@ def _own_request(target: Any, data: Any) -> urllib.request.Request | None:
 
 
 def _record(span: ClientSpan, response: Any) -> None:
-    """Record what was answered, be it an HTTPError; handlers may return anything."""
+    """Record a response or an HTTPError; handlers may return anything."""
     try:
         status, headers = response.status, response.headers
     except Exception as error:
@@ -168,7 +168,7 @@ def _record(span: ClientSpan, response: Any) -> None:
     span.record_response(status, headers or {})
 
 
-if not hasattr(urllib.request.OpenerDirector, _INSTALLED):
-    setattr(urllib.request.OpenerDirector, _INSTALLED, True)
-    wrap_function_wrapper(urllib.request, "OpenerDirector.open", _open)
-    wrap_function_wrapper(urllib.request, "OpenerDirector._open", _send)
+uninstall = install(
+    (urllib.request.OpenerDirector, "open", _open),
+    (urllib.request.OpenerDirector, "_open", _send),
+)

@@ -1,4 +1,4 @@
-"""Gunicorn's settings in the tests: a worker that is ready says so.
+"""Gunicorn's settings in the tests: a worker that is ready prints a line.
 
 Before that, a worker under gevent may miss SIGTERM.
 """

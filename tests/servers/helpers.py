@@ -107,7 +107,7 @@ class _QuietHandler(WSGIRequestHandler):
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """The standard library's WSGI server; closing it waits for the requests under way."""
+    """The standard library's WSGI server; closing it waits for running requests."""
 
     daemon_threads = False
     # Beyond the usual five, a client's connection may take a minute.
@@ -119,7 +119,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 @contextmanager
 def serve(app: WSGIApp, handler: type[WSGIRequestHandler] = _QuietHandler) -> Iterator[str]:
-    """Serve an application with wsgiref; give its URL. At the end no request is under way."""
+    """Serve an application with wsgiref; give its URL. At the end no request is running."""
     server = _Server(("127.0.0.1", 0), handler)
     server.set_app(app)
     yield from _serving(server)
@@ -200,7 +200,7 @@ class Server:
         return self._output.read_text(errors="replace")
 
     def ask(self, count: int, path: str = "work", clients: int = 8, first: int = 0) -> list[str]:
-        """Make so many requests, numbered from `first`, several at a time; return the answers."""
+        """Make so many requests, numbered from `first`, several at a time; return the replies."""
 
         def one(number: int) -> str:
             reply = fetch(f"{self.url}/{path}/{number}")

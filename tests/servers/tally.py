@@ -33,12 +33,12 @@ Run = Callable[[Receiver, int], None]
 
 
 def step() -> str:
-    """Make the span of one's own."""
+    """Make a user-defined span."""
     with beeline.tracer("step"):
         return "done"
 
 
-# Applications, each of which answers at `/work/...`
+# Applications, each of which serves `/work/...`
 
 
 def plain_wsgi() -> Any:

@@ -31,7 +31,7 @@ class Server:
         self.log = ""
 
     def ask(self, count: int, path: str = "work", first: int = 0) -> list[str]:
-        """Make so many requests, several at a time; return the answers."""
+        """Make so many requests, several at a time; return the replies."""
 
         def one(number: int) -> str:
             reply = fetch(f"{self.url}/{path}/{number}")
@@ -42,7 +42,7 @@ class Server:
             return list(pool.map(one, range(first, first + count)))
 
     def ask_all(self, workers: int, path: str = "work") -> int:
-        """Ask until each worker has answered; return how many requests that took."""
+        """Make requests until each worker has handled one; return how many requests that took."""
         seen: set[str] = set()
         count = 0
         while len(seen) < workers:
@@ -163,7 +163,7 @@ def test_events_leave_while_serving(
 
 @pytest.mark.parametrize("server", ["uvicorn", "hypercorn"])
 def test_requests_under_way_at_the_end(receiver: Receiver, tmp_path: Path, server: str) -> None:
-    """A request that is being answered at SIGTERM is answered to its end; its events arrive."""
+    """A request in progress at SIGTERM is completed; its events arrive."""
     with serving(server, receiver, tmp_path, "starlette", 1) as running:
         host = urlsplit(running.url).netloc
         clients = [http.client.HTTPConnection(host, timeout=TIMEOUT) for _ in range(8)]

@@ -47,7 +47,7 @@ class Worker:
         return processes
 
     def end(self, number: int = signal.SIGTERM, status: int = 0) -> None:
-        """Send a signal once no task is under way: Celery may then take half a minute to end."""
+        """Send a signal once no task is running: Celery may then take half a minute to end."""
         inspect = self._app.control.inspect([self._name], timeout=TIMEOUT, limit=1)
         while inspect.active() != {self._name: []}:
             pass
@@ -145,7 +145,7 @@ def test_processes_that_are_replaced(receiver: Receiver) -> None:
     ],
 )
 def test_ends(receiver: Receiver, number: int, status: int) -> None:
-    """Ctrl-C, and a cold shutdown with no task under way, lose nothing."""
+    """Ctrl-C, and a cold shutdown with no task running, lose nothing."""
     with worker(receiver, *PREFORK) as celery:
         celery.run(20)
         celery.end(number, status)

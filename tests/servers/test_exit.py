@@ -40,7 +40,7 @@ class TestEnd:
         ],
     )
     def test_ways_to_end(self, receiver: Receiver, end: str, status: int) -> None:
-        """However a program ends by itself, its spans arrive, and its status is its own."""
+        """However a program exits, its spans arrive, and its status is its own."""
         program = INIT + "with beeline.tracer('job'), beeline.tracer('part'): pass\n" + end
         done = run_program(receiver, program)
         assert done.returncode == status, done.stderr
@@ -131,7 +131,7 @@ class TestEnd:
 
     @pytest.mark.parametrize("receiver_is", ["gone", "hanging"])
     def test_nobody_answers(self, receiver: Receiver, receiver_is: str) -> None:
-        """Where nobody answers, the program's end waits for a bounded time, here half a second;
+        """If the server is down, the program's exit waits for a bounded time, here half a second;
         its status is its own."""
         if receiver_is == "gone":
             receiver.stop()
@@ -212,7 +212,7 @@ class TestFork:
         check(receiver, *["parent"] * 10, *["child"] * 10)
 
     def test_fork_inside_a_trace(self, receiver: Receiver) -> None:
-        """A child goes on in the trace it was forked in, with span ids of its own."""
+        """A child continues the trace it was forked in, with its own span ids."""
         program = INIT + (
             "with beeline.tracer('job'):\n"
             "    child = os.fork()\n"
@@ -265,7 +265,7 @@ class TestMultiprocessing:
 
     @pytest.mark.parametrize("method", METHODS)
     def test_process(self, receiver: Receiver, method: str) -> None:
-        """A process that ends by itself sends its spans; also one that fails."""
+        """A process that exits normally sends its spans; also one that fails."""
         source = "import tests.servers.processes as p\np.run_processes(%r)\n"
         done = run_program(receiver, source % method)
         assert done.returncode == 0, done.stderr

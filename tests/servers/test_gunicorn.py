@@ -31,7 +31,7 @@ def gunicorn(
 ) -> Iterator[Server]:
     """Run gunicorn until the end of the block, at the latest; begin when its workers are ready."""
     command = [sys.executable, "-m", "gunicorn", f"--workers={workers}", f"--config={config}"]
-    command.append("--graceful-timeout=5")  # for a worker that was starting when it was told
+    command.append("--graceful-timeout=5")  # for a worker that was starting at the signal
     with ExitStack() as stack:
         listener = stack.enter_context(listening_socket())
         ready, ready_in_worker = os.pipe()
@@ -134,7 +134,7 @@ def test_events_leave_while_serving(receiver: Receiver, options: tuple[str, ...]
 
 
 def test_last_request_before_the_end(receiver: Receiver) -> None:
-    """The events of a request still under way at SIGTERM arrive as well."""
+    """The events of a request still running at SIGTERM arrive as well."""
     with gunicorn(receiver, "--preload", "--threads=2") as server:
         assert server.ask(2, "stream") == ["000", "111"]
         server.end()

@@ -98,7 +98,7 @@ def function() -> Iterator[LambdaRuntime]:
 
 
 def test_every_event_arrives_before_the_answer(receiver: Receiver) -> None:
-    """Whatever becomes of the process once it has answered, all its events are there; the first
+    """Whatever happens to the process after its response, all its events have arrived; the first
     invocation alone is a cold start."""
     with run_lambda(receiver) as function:
         posted = [function.invoke({"number": number}) for number in range(50)]
@@ -178,7 +178,7 @@ def test_exit(receiver: Receiver) -> None:
 
 
 def test_close_in_the_handler(receiver: Receiver) -> None:
-    """A handler that closes the Beeline answers, this time and the next; what it finished before
+    """A handler that closes the Beeline responds, this time and the next; what it finished before
     arrives."""
     with run_lambda(receiver) as function:
         first, second = function.invoke({"do": "close"}), function.invoke({})
@@ -187,7 +187,7 @@ def test_close_in_the_handler(receiver: Receiver) -> None:
 
 
 def test_nobody_answers(receiver: Receiver) -> None:
-    """Where Honeycomb hangs, an answer waits for a part of the time it has left; the events
+    """If Honeycomb hangs, a response waits for a part of the remaining time; the events
     arrive with a later one."""
     receiver.always(Answer(hang=True))
     with run_lambda(receiver) as function:

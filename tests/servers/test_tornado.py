@@ -66,14 +66,14 @@ def check(receiver: Receiver, count: int, settings: dict[str, str]) -> None:
     ],
 )
 def test_children_that_end_in_order(receiver: Receiver, settings: dict[str, str]) -> None:
-    """Children that make of SIGTERM an end of their loop send what waits, then and only then;
+    """Children that stop their loop at SIGTERM flush their queue then, and only then;
     the parent ends with them and sends its own."""
     with tornado(receiver, **settings, STOPS="yes") as (server, children):
         assert set(server.ask(40)) <= set(map(str, children))
         assert receiver.counts["events"] == 0
         for child in children:
             os.kill(child, signal.SIGTERM)
-        server.end(0)  # by itself: no signal
+        server.end(0)  # without a signal
     check(receiver, 40, settings)
 
 

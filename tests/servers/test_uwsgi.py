@@ -52,21 +52,21 @@ class UWSGI:
         self.asked = 0
 
     def ask(self, count: int, clients: int = 8) -> set[str]:
-        """Make so many requests; return the ids of the processes that answered."""
-        answers = self.server.ask(count, first=self.asked, clients=clients)
+        """Make so many requests; return the ids of the processes that replied."""
+        replies = self.server.ask(count, first=self.asked, clients=clients)
         self.asked += count
-        return set(answers)
+        return set(replies)
 
     def ask_all(self, workers: int = 2) -> set[str]:
-        """Make requests until so many processes have answered; return their ids."""
-        answered: set[str] = set()
-        while len(answered) < workers:
+        """Make requests until so many processes have replied; return their ids."""
+        replied: set[str] = set()
+        while len(replied) < workers:
             assert self.asked < 2000, self.server.log
-            answered |= self.ask(20)
-        return answered
+            replied |= self.ask(20)
+        return replied
 
     def end(self, number: int = signal.SIGINT, status: int = 0) -> None:
-        """Send a signal once no request is under way: a busy worker runs no exit handlers."""
+        """Send a signal once no request is running: a busy worker runs no exit handlers."""
         deadline = time.monotonic() + TIMEOUT
         if not self.stats:
             self._pass_requests()
@@ -156,7 +156,7 @@ def check(receiver: Receiver, requests: int, imports: int) -> None:
 
 
 def test_files(receiver: Receiver) -> None:
-    """uWSGI still sends a file by itself, and the request's span arrives."""
+    """uWSGI still sends a file itself, and the request's span arrives."""
     with uwsgi(receiver, *MASTER, "--enable-threads", SEND_FREQUENCY="0.05") as running_uwsgi:
         reply = fetch(f"{running_uwsgi.server.url}/file/1")
         assert reply.body == (ROOT / "tests/servers/flask_app.py").read_bytes()
@@ -218,7 +218,7 @@ def test_events_leave_while_serving(receiver: Receiver, options: tuple[str, ...]
     ],
 )
 def test_ends(receiver: Receiver, number: int, options: tuple[str, ...], status: int) -> None:
-    """However the server is told to end, nothing is lost, also without a master process."""
+    """However the server is stopped, nothing is lost, also without a master process."""
     with uwsgi(receiver, *options) as server:
         server.ask_all(2 if options else 1)
         server.end(number, status)

@@ -32,7 +32,7 @@ class Work(web.RequestHandler):
 
 
 def init() -> None:
-    """Initialise; unless told otherwise, events wait for a minute for the end of the process."""
+    """Initialize; by default, events wait for a minute for the end of the process."""
     frequency = float(os.environ.get("SEND_FREQUENCY", "60"))
     transmission = None
     if os.environ.get("TRANSMISSION") == "tornado":
@@ -41,7 +41,7 @@ def init() -> None:
 
 
 def serve(sockets: Any) -> None:
-    """Tell that this process is ready, and serve until SIGTERM, where that is handled."""
+    """Report that this process is ready, and serve until SIGTERM, where that is handled."""
     if os.environ.get("INIT") == "child":
         init()
     loop = IOLoop.current()

@@ -25,7 +25,7 @@ from beeline.middleware.asgi import (
     Scope,
     Send,
 )
-from beeline.middleware.wsgi import SERVER_SPAN_KEY
+from beeline.middleware.server_request import SERVER_SPAN_KEY
 from beeline.propagation import PropagationContext, Request, w3c
 from libhoney.transmission import lifecycle
 from tests.receiver import Answer
@@ -124,7 +124,7 @@ class TestRequest:
         }
 
     def test_fields_of_an_empty_scope(self) -> None:
-        """What is missing is null, a missing length 0, a missing method left out of the name."""
+        """Missing values are null, a missing length 0; the name has no missing method."""
         context = ASGIRequest("asgi", {"type": "http", "headers": []}).request_context()
         assert context.pop("name") == "asgi_http"
         assert context.pop("type") == "http_server"
@@ -273,7 +273,7 @@ class TestFields:
             )
 
     def test_requests_on_one_connection(self, sent: Sent, server: str) -> None:
-        """Requests that a client sends without waiting for answers have a trace each."""
+        """Requests that a client sends without waiting for responses have a trace each."""
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             with beeline.tracer("child"):
@@ -310,7 +310,7 @@ class TestFields:
         assert len(sent.trace_ids) == 2
 
     def test_caller_that_is_traced(self, sent: Sent) -> None:
-        """An application called in a traced task has its own trace; the caller's goes on."""
+        """An application called in a traced task has its own trace; the caller's continues."""
 
         async def caller() -> None:
             with beeline.tracer("caller"):
@@ -504,7 +504,7 @@ class TestErrors:
         "scope", [{"type": "http"}, http_scope(method=7), http_scope(query_string="text")]
     )
     def test_odd_scope(self, sent: Sent, caplog: pytest.LogCaptureFixture, scope: Scope) -> None:
-        """A request that cannot be described is answered, untraced; the log says so once."""
+        """A request that cannot be described is handled untraced, which is logged once."""
         for _ in range(2):
             call(HoneyASGIMiddleware(hello), dict(scope))
         assert [record.message for record in caplog.records] == ["beeline: a request is not traced"]
@@ -818,7 +818,7 @@ class TestIncoming:
         assert not {"tracestate", "traceflags"} & root.keys()
 
     def test_w3c_hooks(self, sent: Sent) -> None:
-        """With the W3C hooks both ways, `tracestate` goes on as it came."""
+        """With the W3C hooks both ways, `tracestate` is passed on unchanged."""
         sent.init(
             http_trace_parser_hook=w3c.http_trace_parser_hook,
             http_trace_propagation_hook=w3c.http_trace_propagation_hook,
@@ -844,7 +844,7 @@ class TestIncoming:
         ]
 
     def test_hostile_headers(self, sent: Sent) -> None:
-        """A header that is none starts a new trace; the request is answered."""
+        """An invalid header starts a new trace; the request is handled."""
         hostile = [
             {"X-Honeycomb-Trace": "garbage"},
             {"X-Honeycomb-Trace": "1;trace_id=" + "a" * 2000},
@@ -874,7 +874,7 @@ class Lifespan:
     """A server's side of the lifespan, without a server."""
 
     def __init__(self, sent: Sent) -> None:
-        self.told: list[str] = []
+        self.received: list[str] = []
         self.arrived: list[int] = []
         self._sent = sent
         self._says = iter(["lifespan.startup", "lifespan.shutdown"])
@@ -884,7 +884,7 @@ class Lifespan:
 
     async def send(self, message: Message) -> None:
         """Note a message, and how many events have arrived by then."""
-        self.told.append(message["type"])
+        self.received.append(message["type"])
         self.arrived.append(len(self._sent.receiver.events))
 
     async def run(self, app: ASGIApp) -> None:
@@ -922,7 +922,7 @@ class TestLifespan:
 
     @pytest.mark.parametrize("end", ["lifespan.shutdown.complete", "lifespan.shutdown.failed"])
     def test_flush_before_the_server_hears(self, sent: Sent, end: str) -> None:
-        """The events have arrived before the server is told that it may end, well or not."""
+        """The events have arrived before the server receives the lifespan's end, whatever it is."""
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             await receive()
@@ -933,7 +933,7 @@ class TestLifespan:
 
         lifespan = Lifespan(sent)
         asyncio.run(lifespan.run(app))
-        assert lifespan.told == ["lifespan.startup.complete", end]
+        assert lifespan.received == ["lifespan.startup.complete", end]
         assert lifespan.arrived == [0, 1]
 
     @pytest.mark.parametrize("raises", [True, False])
@@ -973,7 +973,7 @@ class TestLifespan:
         lifespan = Lifespan(sent)
         asyncio.run(lifespan.run(http_only(hello) if raises else ignorant))
         assert ("only HTTP here" in caplog.text) is raises
-        assert lifespan.told == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+        assert lifespan.received == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
         assert lifespan.arrived == [0, 1]
 
     def test_application_without_lifespan_or_beeline(self, sent: Sent) -> None:
@@ -982,7 +982,7 @@ class TestLifespan:
         lifespan = Lifespan(sent)
         with pytest.raises(ValueError, match="only HTTP here"):
             asyncio.run(lifespan.run(http_only(hello)))
-        assert lifespan.told == []
+        assert lifespan.received == []
 
     def test_failing_startup(self, sent: Sent) -> None:
         """An application that raises while it starts is not taken for one without a lifespan."""
@@ -994,10 +994,10 @@ class TestLifespan:
         lifespan = Lifespan(sent)
         with pytest.raises(RuntimeError, match="no database"):
             asyncio.run(lifespan.run(app))
-        assert lifespan.told == []
+        assert lifespan.received == []
 
     def test_loop_goes_on(self, sent: Sent) -> None:
-        """While the flush waits for answers, other tasks run; also with all threads busy."""
+        """While the flush waits for responses, other tasks run; also with all threads busy."""
         sent.receiver.order(Answer(hang=True))
         lifespan = Lifespan(sent)
 
@@ -1014,7 +1014,7 @@ class TestLifespan:
                     pass
                 task = asyncio.ensure_future(lifespan.run(lambda _, *channel: live(*channel)))
                 await asyncio.wait_for(until_it_hangs(), TIMEOUT)
-                assert lifespan.told == ["lifespan.startup.complete"]
+                assert lifespan.received == ["lifespan.startup.complete"]
                 sent.receiver.release()
                 await task
             finally:
@@ -1022,7 +1022,7 @@ class TestLifespan:
                 await asyncio.gather(*busy)
 
         asyncio.run(main())
-        assert lifespan.told == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+        assert lifespan.received == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
     def test_receiver_that_hangs(self, sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
         """A shutdown waits no longer than its bound."""
@@ -1032,7 +1032,7 @@ class TestLifespan:
             pass
         lifespan = Lifespan(sent)
         asyncio.run(lifespan.run(lambda _, *channel: live(*channel)))
-        assert lifespan.told == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+        assert lifespan.received == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
         assert lifespan.arrived == [0, 0]
 
     def test_receiver_that_was_never_reached(
@@ -1049,7 +1049,7 @@ class TestLifespan:
         started = time.monotonic()
         asyncio.run(lifespan.run(lambda _, *channel: live(*channel)))
         assert time.monotonic() - started < asgi.FLUSH_TIMEOUT
-        assert lifespan.told == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+        assert lifespan.received == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
         (message,) = caplog.messages
         assert "1 event for http://127.0.0.1" in message
         assert "still queued at shutdown" in message
@@ -1068,12 +1068,12 @@ class TestLifespan:
         beeline.close()
         lifespan = Lifespan(sent)
         asyncio.run(lifespan.run(lambda _, *channel: live(*channel)))
-        assert lifespan.told == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+        assert lifespan.received == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
     def test_no_thread_to_be_had(
         self, sent: Sent, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Where no thread starts, the shutdown goes on; the log says so."""
+        """If no thread can be started, the shutdown continues; a warning is logged."""
 
         class NoThreads:
             def __init__(self, *args: Any) -> None:
@@ -1082,8 +1082,8 @@ class TestLifespan:
         monkeypatch.setattr(asgi, "ThreadPoolExecutor", NoThreads)
         lifespan = Lifespan(sent)
         asyncio.run(lifespan.run(lambda _, *channel: live(*channel)))
-        assert lifespan.told == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
-        assert "beeline: what waits is not sent at shutdown" in caplog.messages
+        assert lifespan.received == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+        assert "beeline: queued events are not sent at shutdown" in caplog.messages
 
 
 @pytest.fixture(autouse=True)

@@ -643,7 +643,7 @@ class TestFastAPI:
         assert len(sent.trace_ids) == 2
 
     def test_exceptions(self, sent: Sent, app: Any, installed: str) -> None:
-        """An exception that the framework answers is a status; one that it does not is an error."""
+        """An exception that the framework handles is a status; any other is an error."""
         with serve_asgi(traced(app, installed)) as url:
             assert fetch(f"{url}/refused").status == 409
             assert fetch(f"{url}/things/x").status == 422
@@ -717,7 +717,7 @@ class TestQuart:
         assert len(sent.trace_ids) == 1
 
     def test_exception(self, sent: Sent, app: Any) -> None:
-        """An exception of a view is a 500: Quart answers it itself; the view's span has it."""
+        """An exception of a view is a 500, which Quart sends itself; the view's span has it."""
         with serve_asgi(HoneyASGIMiddleware(app)) as url:
             assert fetch(f"{url}/fails").status == 500
             assert fetch(f"{url}/none").status == 404

@@ -1,4 +1,4 @@
-"""Lambda handlers: their span's fields, incoming traces, links, and the wait before the answer.
+"""Lambda handlers: their span's fields, incoming traces, links, and the wait before the response.
 
 What Lambda's own runtime does with them is in `tests/servers/test_lambda_runtime.py`.
 """
@@ -122,7 +122,7 @@ class TestFields:
         assert awslambda.COLD_START is False
 
     def test_record_nothing(self, sent: Sent) -> None:
-        """Event and answer are left out on demand."""
+        """Event and response are omitted on demand."""
 
         @beeline_wrapper(record_input=False, record_output=False)
         def quiet(event: Any, context: Any) -> str:
@@ -132,7 +132,7 @@ class TestFields:
         assert not {"app.event", "app.response"} & sent.one("quiet").keys()
 
     def test_record_one(self, sent: Sent) -> None:
-        """Each is left out for itself."""
+        """Each can be omitted separately."""
         beeline_wrapper(handler.__wrapped__, record_input=False)({}, None)
         beeline_wrapper(handler.__wrapped__, record_output=False)({}, None)
         first, second = sent.named("handler")
@@ -203,7 +203,7 @@ class TestFields:
 
     @pytest.mark.parametrize("kind", [ValueError, SystemExit])
     def test_exceptions(self, sent: Sent, kind: type[BaseException]) -> None:
-        """An exception of whatever kind is recorded and goes on as it was; all spans are sent."""
+        """An exception of any kind is recorded and re-raised; all spans are sent."""
         error = kind("as it should")
 
         @beeline_wrapper
@@ -229,7 +229,7 @@ class TestBodies:
         sent.init(request_bodies=False)
 
     def test_http(self, sent: Sent) -> None:
-        """With `request_bodies=False` a request's body is left out, and nothing else; the handler
+        """With `request_bodies=False` only a request's body is omitted; the handler
         gets its event whole."""
         event = {"httpMethod": "POST", "headers": {"a": "b"}, "body": "x", "isBase64Encoded": False}
         seen = []
@@ -344,7 +344,7 @@ class TestIncoming:
         assert sent.one("handler")["trace.trace_id"] == "from"
 
     def test_hook_that_raises(self, sent: Sent) -> None:
-        """A hook that raises leaves the handler alone; the span says so."""
+        """A hook that raises does not affect the handler; the span has a field for it."""
 
         def hook(request: Request) -> PropagationContext:
             raise LookupError("no such header")
@@ -522,7 +522,7 @@ class TestFlush:
     def test_nobody_answers(
         self, sent: Sent, monkeypatch: pytest.MonkeyPatch, bound: float, context: Any
     ) -> None:
-        """Where Honeycomb hangs, the answer waits for the bound, or for less where there is less
+        """If Honeycomb hangs, the response waits for the bound, or for less where there is less
         time left; the events arrive when they can."""
         monkeypatch.setattr(awslambda, "FLUSH_TIMEOUT", bound)
         sent.receiver.always(Answer(hang=True))
@@ -625,7 +625,7 @@ class TestScope:
         )
 
     def test_trace_around(self, sent: Sent) -> None:
-        """An invocation has its own trace, also where the module left one open; that goes on."""
+        """An invocation has its own trace, also if the module left one open, which continues."""
         with beeline.tracer("import"):
             handler({}, None)
             with beeline.tracer("part"):

@@ -233,7 +233,7 @@ def test_is_the_wsgi_middleware(app: bottle.Bottle) -> None:
 
 
 def test_not_initialised(app: bottle.Bottle) -> None:
-    """Before `beeline.init` the application answers as ever."""
+    """Before `beeline.init` the application works as before."""
     beeline.close()
     with serve(HoneyWSGIMiddleware(app)) as url:
         assert fetch(f"{url}/hello/bob").body == b"hello bob"

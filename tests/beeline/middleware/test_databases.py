@@ -295,7 +295,7 @@ class TestFailures:
         assert queries(sent)[-1]["db.query"] == "SELECT 'later'"
 
     def test_failing_savepoint(self, sent: Sent, engine: Engine) -> None:
-        """After a query fails inside a savepoint the transaction goes on, and so does the trace."""
+        """After a query fails inside a savepoint, the transaction and the trace continue."""
         with beeline.tracer("work"), engine.begin() as connection:
             connection.execute(sqlalchemy.insert(Book).values(title="a"))
             with pytest.raises(IntegrityError), connection.begin_nested():
@@ -351,7 +351,7 @@ class TestFailures:
         assert "db.error" not in found
 
     def test_pre_ping(self, sent: Sent, server: tuple[str, str]) -> None:
-        """A lost connection that the pool finds out by itself is no query and no error."""
+        """A lost connection that the pool detects is no query and no error."""
         database, url = server
         engine = make_engine(url, pool_pre_ping=True)
         with engine.connect() as connection:

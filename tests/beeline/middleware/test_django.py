@@ -45,8 +45,8 @@ from beeline.middleware.django import (
     HoneyMiddleware,
     HoneyMiddlewareHttp,
     HoneyMiddlewareWithPOST,
-    iscoroutinefunction,
 )
+from beeline.middleware.django.middleware import iscoroutinefunction
 from beeline.middleware.wsgi import HoneyWSGIMiddleware
 from beeline.propagation import PropagationContext, Request
 from tests.beeline.middleware import django_site
@@ -134,7 +134,7 @@ def uvicorn() -> Iterator[Serve]:
 
 @pytest.fixture(params=["wsgi", "uvicorn"])
 def serving(request: pytest.FixtureRequest) -> Serve:
-    """Serves the project, under WSGI and under ASGI; what was answered has been sent."""
+    """Serves the project, under WSGI and ASGI; events of completed requests have been sent."""
     if request.param == "wsgi":
         return serve_site
     found: Serve = request.getfixturevalue("uvicorn")
@@ -205,7 +205,7 @@ class TestFields:
         assert len(sent.events) == 2
 
     def test_bare_request(self, sent: Sent, serving: Serve) -> None:
-        """What a request leaves out is false, 0, null or an empty object."""
+        """What a request omits is false, 0, null or an empty object."""
         with serving() as url:
             fetch(f"{url}/hello/bob/")
         root = sent.one("django_http_get")
@@ -324,9 +324,9 @@ class TestFields:
         with serving() as url:
             assert fetch(f"{url}/absolute/", headers={"Host": "evil..example"}).status == 400
             assert fetch(f"{url}/hello/x/", headers={"Host": "evil..example"}).status == 200
-        refused, answered = sent.named("django_http_get")
-        assert refused["request.host"] == answered["request.host"] == "evil..example"
-        assert (refused["response.status_code"], answered["response.status_code"]) == (400, 200)
+        refused, accepted = sent.named("django_http_get")
+        assert refused["request.host"] == accepted["request.host"] == "evil..example"
+        assert (refused["response.status_code"], accepted["response.status_code"]) == (400, 200)
 
     def test_too_many_parameters(self, sent: Sent) -> None:
         """A query that Django refuses to parse is no failure of ours."""
@@ -489,7 +489,7 @@ class TestErrors:
         assert "request.route" not in root
 
     def test_handled(self, sent: Sent, serving: Serve) -> None:
-        """An exception that a middleware answers for is no error of the request."""
+        """An exception that a middleware handles is no error of the request."""
         with serving("HoneyMiddlewareHttp", f"{SITE}.Handling") as url:
             assert fetch(f"{url}/fail/").status == 422
         root = sent.one("django_http_get")
@@ -497,7 +497,7 @@ class TestErrors:
         assert "request.error_detail" not in root
 
     def test_propagated(self, sent: Sent) -> None:
-        """An exception that leaves Django is recorded, and goes on to the server."""
+        """An exception that leaves Django is recorded and reaches the server."""
         with override_settings(
             MIDDLEWARE=[f"{MODULE}.HoneyMiddleware"], DEBUG_PROPAGATE_EXCEPTIONS=True
         ):
@@ -512,7 +512,7 @@ class TestErrors:
         assert root["request.route"] == "fail/"
 
     def test_failing_handler(self, sent: Sent) -> None:
-        """A `get_response` that raises, sync or async, sends the span; the exception goes on."""
+        """A `get_response` that raises, sync or async, sends the span; it is re-raised."""
 
         def get_response(request: HttpRequest) -> Any:
             raise LookupError("inner")
@@ -532,7 +532,7 @@ class TestErrors:
         assert len(sent.events) == 2
 
     def test_exit_in_the_view(self, sent: Sent) -> None:
-        """An exit passes; the span says so, without a status that nobody saw."""
+        """An exit is re-raised and recorded on the span, without a status, since none was sent."""
         with override_settings(MIDDLEWARE=[f"{MODULE}.HoneyMiddleware"]):
             app = get_wsgi_application()
             environ = request("/leave/").META
@@ -656,7 +656,7 @@ class TestForms:
         assert posts == [{"a": "1"}, {"a": "1"}, {"a": "1"}, {"a": "***"}, {}]
 
     def test_too_large(self, sent: Sent, serving: Serve, caplog: pytest.LogCaptureFixture) -> None:
-        """Nothing of a form above Django's limit is recorded; the answer is the view's."""
+        """Nothing of a form above Django's limit is recorded; the response is the view's."""
         with serving("HoneyMiddlewareWithPOST", DATA_UPLOAD_MAX_MEMORY_SIZE=100) as url:
             assert post(f"{url}/form/", {"a": "1" * 200}).status == 400
             assert post(f"{url}/ignores_form/", {"a": "1" * 200}).status == 200
@@ -997,7 +997,7 @@ class TestStreams:
         assert len(sent.trace_ids) == 1
 
     def test_file_read_by_the_server(self, sent: Sent) -> None:
-        """A server that can send a file by itself still gets it."""
+        """A server that can send a file itself still gets it."""
         wrapped = []
 
         class FileWrapper:
@@ -1318,7 +1318,7 @@ class TestPropagation:
         assert sent.one("django_http_get")["trace.trace_id"] == "mine"
 
     def test_hook_that_raises(self, sent: Sent) -> None:
-        """A parser hook that raises gives a new trace; the request goes on."""
+        """A parser hook that raises starts a new trace; the request is handled."""
         sent.init(http_trace_parser_hook=lambda request: 1 / 0)
         with serve_site() as url:
             assert fetch(f"{url}/hello/x/").status == 200
@@ -1327,7 +1327,7 @@ class TestPropagation:
 
 class TestSetUp:
     def test_before_init(self, serving: Serve) -> None:
-        """Before `beeline.init` the application answers as ever."""
+        """Before `beeline.init` the application works as before."""
         beeline.close()
         with serving("HoneyMiddlewareWithPOST") as url:
             assert fetch(f"{url}/hello/x/").body == b"hello x"

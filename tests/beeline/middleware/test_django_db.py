@@ -291,7 +291,7 @@ class TestFields:
         assert not any("Emma" in str(value) for value in query.values())
 
     def test_what_postgresql_quotes(self, traced: Sent, postgresql: str) -> None:
-        """With parameters left out, so are the lines in which PostgreSQL quotes a row."""
+        """With parameters omitted, the lines in which PostgreSQL quotes a row are too."""
         traced.init(db_query_args=False)
         number = 10**8 + 7  # which no line of code in the traceback says
         Book.objects.using(postgresql).create(id=number, title="Emma")
@@ -387,7 +387,7 @@ class TestErrors:
         assert "db.error" not in fine
 
     def test_same_exception(self, traced: Sent) -> None:
-        """The very exception goes on, whatever it is."""
+        """The same exception is re-raised, whatever it is."""
         raised = KeyboardInterrupt()
 
         def refuse(*args: Any) -> None:

@@ -365,7 +365,7 @@ class TestApplications:
         assert "request.error" not in found["shop.fail"]
 
     def test_mounted_applications(self, sent: Sent) -> None:
-        """Of applications mounted together each answers, and names its route, for itself."""
+        """Each of several mounted applications handles its requests and names its own route."""
         front, back = make_app(), make_app()
         with serve(DispatcherMiddleware(front, {"/back": back})) as url:
             fetch(f"{url}/hello/x")
@@ -418,7 +418,7 @@ class TestApplications:
         assert sent.events == []
 
     def test_not_initialised(self) -> None:
-        """Before `beeline.init` the application answers as ever."""
+        """Before `beeline.init` the application works as before."""
         beeline.close()
         with serve(make_app()) as url:
             assert fetch(f"{url}/hello/x").body == b"hello x"

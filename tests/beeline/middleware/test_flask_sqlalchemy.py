@@ -108,7 +108,7 @@ class TestFields:
 
     @pytest.mark.parametrize("database", DATABASES)
     def test_failure(self, sent: Sent, make_shop: Callable[..., Shop], database: str) -> None:
-        """A failing query has the database's text; the request has the exception; all goes on."""
+        """A failing query has the database's text, its request the exception; later ones work."""
         app, _ = make_shop(database)
         HoneyMiddleware(app)
         with serve(app) as url:
@@ -352,7 +352,7 @@ beeline.close()
 
 
 class TestSecrets:
-    @pytest.mark.parametrize("settings", [{}, {"db_query_args": False}], ids=["kept", "left out"])
+    @pytest.mark.parametrize("settings", [{}, {"db_query_args": False}], ids=["kept", "omitted"])
     def test_parameters(
         self, sent: Sent, make_shop: Callable[..., Shop], settings: dict[str, Any]
     ) -> None:
@@ -373,21 +373,21 @@ class TestSecrets:
         query, asking, root = (
             sent.one(name) for name in ("flask_db_query", "asking", "flask_http_get")
         )
-        told = {
+        fields = {
             "db.query_args": query.get("db.query_args"),
             "db.error": query["db.error"],
             "app.exception_string": asking["app.exception_string"],
             "app.exception_stacktrace": asking["app.exception_stacktrace"],
             "request.error_detail": root["request.error_detail"],
         }
-        telling = {name for name, value in told.items() if SECRET in str(value)}
+        leaking = {name for name, value in fields.items() if SECRET in str(value)}
         if settings:
-            assert telling == set()
+            assert leaking == set()
             assert "db.query_args" not in query
         else:
-            assert telling == told.keys() - {"db.error"}
-        for name in told.keys() - {"db.query_args"}:
-            assert "division by zero" in told[name]
+            assert leaking == fields.keys() - {"db.error"}
+        for name in fields.keys() - {"db.query_args"}:
+            assert "division by zero" in fields[name]
 
     @pytest.mark.parametrize(
         ("database", "message"),
@@ -396,7 +396,7 @@ class TestSecrets:
     def test_what_databases_quote(
         self, sent: Sent, make_shop: Callable[..., Shop], database: str, message: str
     ) -> None:
-        """With parameters left out, so are the values that a database's own messages quote."""
+        """With parameters omitted, the values that a database's messages quote are too."""
         sent.init(db_query_args=False)
         app, db = make_shop(database)
         HoneyMiddleware(app)
@@ -416,7 +416,7 @@ class TestSecrets:
         assert message in query["db.error"]
 
     def test_every_kind_of_parameter(self, sent: Sent, make_shop: Callable[..., Shop]) -> None:
-        """With parameters left out, bytes and large ones are too."""
+        """With parameters omitted, bytes and large ones are too."""
         sent.init(db_query_args=False)
         app, db = make_shop()
         HoneyMiddleware(app)

@@ -302,7 +302,7 @@ class TestFailures:
     def test_exception_that_is_no_database_error(
         self, sent: Sent, engine: sqlalchemy.engine.Engine, kind: type[BaseException]
     ) -> None:
-        """Whatever stops a query ends its span and goes on as it was."""
+        """Any exception of a query ends its span and is re-raised."""
 
         def stop(*args: Any) -> None:
             raise kind("stopped")

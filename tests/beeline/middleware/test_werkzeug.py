@@ -92,7 +92,7 @@ def test_root_span(sent: Sent) -> None:
 
 
 def test_page_not_found(sent: Sent) -> None:
-    """An HTTP exception that the application answers with is a status, no error."""
+    """An HTTP exception that the application returns is a status, no error."""
     with serve_werkzeug(HoneyWSGIMiddleware(app)) as url:
         assert fetch(f"{url}/nowhere", "POST").status == 404
     root = sent.one("werkzeug_http_post")
@@ -118,7 +118,7 @@ def test_exception(sent: Sent, server: Any) -> None:
 
 def test_debugger(sent: Sent) -> None:
     """Werkzeug's debugger around the traced application sees the exception as it was; inside it,
-    it is what answers."""
+    it makes the response."""
     client = Client(DebuggedApplication(HoneyWSGIMiddleware(app)))
     with client.get("/fail") as reply:
         assert b"out of stock" in reply.data

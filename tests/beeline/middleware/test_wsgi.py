@@ -65,7 +65,7 @@ class TestRequest:
         }
 
     def test_fields_of_an_empty_environment(self) -> None:
-        """What is missing is null, a missing length 0, a missing method left out of the name."""
+        """Missing values are null, a missing length 0; the name has no missing method."""
         context = WSGIRequest("bottle", {}).request_context()
         assert context.pop("name") == "bottle_http"
         assert context.pop("type") == "http_server"
@@ -218,7 +218,7 @@ class QuietServerHandler(ServerHandler):
 
 
 class QuietHandler(WSGIRequestHandler):
-    """Answers a request by a class of one's own."""
+    """Handles a request with a custom iterable class."""
 
     server_handler: type[ServerHandler] = QuietServerHandler
 
@@ -305,7 +305,7 @@ class TestErrors:
         assert sent.one("wsgi_http_get")["request.error_detail"] == "unable to decode exception"
 
     def test_odd_environment(self, sent: Sent, caplog: pytest.LogCaptureFixture) -> None:
-        """A request that cannot be described is answered, untraced; the log says so once."""
+        """A request that cannot be described is handled untraced, which is logged once."""
         app = HoneyWSGIMiddleware(hello)
         for _ in range(2):
             assert app({"REQUEST_METHOD": 7}, lambda *_: None) == [b"hello"]
@@ -756,7 +756,7 @@ class TestIncoming:
         assert not {"tracestate", "traceflags"} & root.keys()
 
     def test_w3c_hooks(self, sent: Sent) -> None:
-        """With the W3C hooks both ways, `tracestate` goes on as it came."""
+        """With the W3C hooks both ways, `tracestate` is passed on unchanged."""
         sent.init(
             http_trace_parser_hook=w3c.http_trace_parser_hook,
             http_trace_propagation_hook=w3c.http_trace_propagation_hook,
@@ -796,7 +796,7 @@ class TestIncoming:
         ],
     )
     def test_hostile_headers(self, sent: Sent, headers: dict[str, str]) -> None:
-        """A header that is none starts a new trace; the request is answered."""
+        """An invalid header starts a new trace; the request is handled."""
         with serve(HoneyWSGIMiddleware(hello)) as url:
             assert fetch(url, headers=headers).status == 200
         root = sent.one("wsgi_http_get")

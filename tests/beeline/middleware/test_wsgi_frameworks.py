@@ -266,7 +266,7 @@ def test_error_pages(sent: Sent, server: Any) -> None:
 
 @pytest.mark.parametrize("exc_info", [None, (None, None, None), "odd", (1, 2, 3), ()])
 def test_exception_information_that_is_none(sent: Sent, exc_info: Any) -> None:
-    """What stands in an exception's place without being one is passed on and left out."""
+    """A non-exception in place of an exception is passed on and not recorded."""
     passed: list[Any] = []
 
     def app(environ: Any, start_response: Any) -> list[bytes]:

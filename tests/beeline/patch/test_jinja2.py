@@ -97,7 +97,7 @@ class TestRender:
 
     @pytest.mark.parametrize("error", [ValueError("boo"), KeyboardInterrupt(), SystemExit(3)])
     def test_exception(self, sent: Sent, error: BaseException) -> None:
-        """An exception in a template is recorded on its span, and is the one that goes on."""
+        """An exception in a template is recorded on its span and re-raised."""
 
         def raising() -> None:
             raise error
@@ -205,7 +205,7 @@ class TestPieces:
         assert "app.exception_type" not in sent.one(NAME)
 
     def test_exception(self, sent: Sent) -> None:
-        """An exception in the midst of a stream is recorded, and goes on."""
+        """An exception in the midst of a stream is recorded and re-raised."""
         with beeline.tracer("work"), pytest.raises(ZeroDivisionError):
             list(jinja2.Template("a{{ 1 / n }}").generate(n=0))
         assert sent.one(NAME)["app.exception_type"] == str(ZeroDivisionError)
@@ -290,7 +290,7 @@ class TestAsync:
         assert {span.get("trace.parent_id") for span in sent.named(NAME)} == {root}
 
     def test_cancelled(self, sent: Sent) -> None:
-        """A rendering that is cancelled says so, and stays cancelled."""
+        """A cancelled rendering is recorded as such and stays cancelled."""
         template = environment(enable_async=True).from_string("{{ wait() }}")
 
         async def main() -> None:

@@ -111,14 +111,14 @@ class TestHosts:
         expected = [span if name in carry else None for name, span in zip(names, spans)]
         assert upstream.parents() == expected
 
-    def test_said_once(
+    def test_logged_once(
         self,
         sent: Sent,
         upstream: Upstream,
         client: Client,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """That a callable raises is said in the log, once."""
+        """A callable's exception is logged once."""
         sent.init(propagate_to=_raise)
         with beeline.tracer("work"):
             for _ in range(3):

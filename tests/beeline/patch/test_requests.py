@@ -73,7 +73,7 @@ class TestSpan:
         assert sent.events[0]["request.method"] == method
 
     def test_error_status(self, sent: Sent, upstream: Upstream) -> None:
-        """An answer of 500 is an answer; `raise_for_status` is the caller's."""
+        """A response of 500 is no error; `raise_for_status` is the caller's."""
         with beeline.tracer("work"):
             assert requests.get(f"{upstream.url}/fail", timeout=9).status_code == 500
         span = sent.one("requests_get")
@@ -277,7 +277,7 @@ class TestHeader:
         ],
     )
     def test_hook_that_makes_no_headers(self, sent: Sent, upstream: Upstream, made: Any) -> None:
-        """What a propagation hook returns and HTTP cannot carry is left out; the call is made."""
+        """A propagation hook's value that HTTP cannot carry is omitted; the call is made."""
         sent.init(http_trace_propagation_hook=lambda context: made)
         with beeline.tracer("work"):
             assert requests.get(upstream.url, timeout=9).status_code == 200
@@ -615,7 +615,7 @@ class TestInstallation:
             assert done.returncode == 0
 
     def test_test_double(self, sent: Sent) -> None:
-        """The `responses` library answers as ever; what it was asked has the header."""
+        """The `responses` library works as before; its recorded requests have the header."""
         with responses.RequestsMock() as double, beeline.tracer("work"):
             double.get("http://shop.example/x", json={"a": 1})
             assert requests.get("http://shop.example/x", timeout=9).json() == {"a": 1}

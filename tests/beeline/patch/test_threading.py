@@ -33,10 +33,10 @@ def patched() -> Iterator[None]:
     """Install the patch for one test: the others' threads are not to be changed."""
     before = vars(threading.Thread)["start"], vars(ThreadPoolExecutor)["submit"]
     sys.modules.pop("beeline.patch.threading", None)
-    importlib.import_module("beeline.patch.threading")
+    patch = importlib.import_module("beeline.patch.threading")
     yield
+    patch.uninstall()
     threading.Thread.start, ThreadPoolExecutor.submit = before  # type: ignore[method-assign]
-    del threading.Thread._beeline_is_installed  # type: ignore[attr-defined]
 
 
 def work(name: str = "thread") -> str | None:
@@ -142,7 +142,7 @@ class TestThread:
         assert sent.one("root")["rollup.jobs"] == 8
 
     def test_longer_than_the_trace(self, sent: Sent) -> None:
-        """A thread that goes on after the root was sent still sends its spans in the trace."""
+        """A thread that continues after the root was sent still sends its spans in the trace."""
         ended = threading.Event()
 
         def late() -> None:
@@ -391,7 +391,7 @@ class TestPool:
             assert future.done()
 
     def test_after_a_submission(self, sent: Sent) -> None:
-        """The caller goes on in its own span, also when `submit` raises."""
+        """The caller continues in its own span, also when `submit` raises."""
         pool = ThreadPoolExecutor(1)
         with beeline.tracer("root") as root:
             with pytest.raises(TypeError):
@@ -464,8 +464,9 @@ class TestOtherLibrariesThatWrapRun:
 
         threading.Thread.start = start_wrapped  # type: ignore[method-assign]  # `patched` undoes it
         if is_installed_first:
-            del threading.Thread._beeline_is_installed  # type: ignore[attr-defined]
-            importlib.reload(sys.modules["beeline.patch.threading"])
+            patch: Any = sys.modules["beeline.patch.threading"]
+            patch.uninstall()
+            importlib.reload(patch)
         thread = make()
         with beeline.tracer("root") as root:
             run(thread)

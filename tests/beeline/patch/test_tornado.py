@@ -197,7 +197,7 @@ class TestFields:
         assert sent.one("tornado_http_get")["request.query"] == "token=***&page=2"
 
     def test_behind_a_proxy(self, sent: Sent) -> None:
-        """Where the server is told to believe a proxy, address and scheme are the client's."""
+        """If the server trusts a proxy, address and scheme are the client's."""
         with serve(at(Hello), xheaders=True) as url:
             fetch(url, headers={"X-Real-Ip": "10.1.2.3", "X-Scheme": "https"})
         root = sent.one("tornado_http_get")
@@ -470,7 +470,7 @@ class TestErrors:
         assert root["response.status_code"] == 200
 
     def test_after_the_answer(self, sent: Sent) -> None:
-        """What fails right after the answer was given is recorded."""
+        """A failure right after the response is recorded."""
 
         class Handler(web.RequestHandler):
             def get(self) -> None:
@@ -496,7 +496,7 @@ class TestErrors:
         assert "HTTPOutputError" in root["request.error"]
 
     def test_exception_that_cannot_be_shown(self, sent: Sent) -> None:
-        """An exception whose text raises is answered as ever."""
+        """An exception whose text raises gets the usual response."""
 
         class Odd(Exception):
             def __str__(self) -> str:
@@ -513,7 +513,7 @@ class TestErrors:
         assert sent.one("tornado_http_get")["request.error_detail"] == "unable to decode exception"
 
     def test_status_that_cannot_be_read(self, sent: Sent) -> None:
-        """An `HTTPError` whose status raises when it is first read is answered as ever, and is
+        """An `HTTPError` whose status raises when it is first read gets the usual response, and is
         an error."""
 
         class Odd(web.HTTPError):
@@ -571,7 +571,7 @@ class TestErrors:
 
         with serve(at(Handler)) as url, connect(url) as client:
             client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            client.recv(1000)  # an answer, since Tornado 6.6
+            client.recv(1000)  # a response, since Tornado 6.6
         root = sent.one("tornado_http_get")
         assert root["meta.interrupted_by"] == "CancelledError"
         assert "request.error" not in root
@@ -710,7 +710,7 @@ class TestSpans:
         assert sent.events[-1]["response.status_code"] == 200
 
     def test_work_after_the_answer(self, sent: Sent) -> None:
-        """The root is sent with the answer; what its handler still does goes on in the trace."""
+        """The root is sent with the response; later work of its handler is still in the trace."""
         proceed = threading.Event()
 
         class Handler(web.RequestHandler):
@@ -735,7 +735,7 @@ class TestSpans:
         assert root["response.status_code"] == 200
 
     def test_finished_inside_a_span(self, sent: Sent) -> None:
-        """A handler that answers from inside a span is sent last, with what came after."""
+        """A handler that responds from inside a span is sent last, with its later spans."""
 
         class Handler(web.RequestHandler):
             def get(self) -> None:
@@ -749,11 +749,11 @@ class TestSpans:
         assert sent.one("render")["duration_ms"] <= sent.one("tornado_http_get")["duration_ms"]
 
     def test_spawned_work(self, sent: Sent) -> None:
-        """What a handler spawns, or gives to the loop, goes on in the trace after the answer."""
-        answered = threading.Event()
+        """Tasks and callbacks that a handler starts stay in the trace after the response."""
+        responded = threading.Event()
 
         async def work(name: str) -> None:
-            await asyncio.get_running_loop().run_in_executor(None, answered.wait, TIMEOUT)
+            await asyncio.get_running_loop().run_in_executor(None, responded.wait, TIMEOUT)
             with beeline.tracer(name):
                 await asyncio.sleep(0)
 
@@ -764,7 +764,7 @@ class TestSpans:
 
         with serve(at(Handler)) as url:
             fetch(url)
-            answered.set()
+            responded.set()
         assert sorted(sent.names) == ["spawned", "task", "tornado_http_get"]
         root = sent.one("tornado_http_get")
         for name in ("spawned", "task"):
@@ -829,7 +829,7 @@ class TestEnds:
         assert sent.one("tornado_http_get")["duration_ms"] >= 9
 
     def test_answer_in_a_thread(self, sent: Sent) -> None:
-        """A handler that a thread answers, in which no loop runs, is sent with its status."""
+        """A handler that is finished by a thread without a loop is sent with its status."""
         loop = asyncio.new_event_loop()  # one that only is there, or Tornado refuses
 
         class Handler(web.RequestHandler):
@@ -854,7 +854,7 @@ class TestEnds:
         self, sent: Sent, ends: bool, waits: bool
     ) -> None:
         """A request that a handler hands on, and ends as `FallbackHandler` does or leaves open,
-        is one trace, with the status of the answer."""
+        is one trace, with the status of the response."""
 
         class Inner(web.RequestHandler):
             async def get(self) -> None:
@@ -1027,7 +1027,7 @@ class TestEnds:
         assert sent.names == ["tornado_http_get"]
 
     def test_client_that_leaves_a_coroutine(self, sent: Sent) -> None:
-        """A coroutine goes on when its client has left; the request is sent when it ends."""
+        """A coroutine continues when its client has left; the request is sent when it ends."""
         waiting, closed = threading.Event(), threading.Event()
 
         class Handler(web.RequestHandler):
@@ -1196,7 +1196,7 @@ class TestEnds:
 
 @web.stream_request_body
 class Upload(web.RequestHandler):
-    """Takes a body in pieces; fails, or leaves a span open, at one that says so."""
+    """Takes a body in pieces; fails, or leaves a span open, at a marked one."""
 
     def prepare(self) -> None:
         self.size = 0
@@ -1320,7 +1320,7 @@ class TestStreamedBodies:
         assert sent.one("cleanup").get("trace.parent_id") == root["trace.span_id"]
 
     def test_refused_before_the_body(self, sent: Sent, handler: Any) -> None:
-        """A request that `prepare` refuses is answered and sent."""
+        """A request that `prepare` rejects has a response and a span."""
 
         class Handler(handler):  # type: ignore[misc]
             def prepare(self) -> None:
@@ -1436,7 +1436,7 @@ class TestUntouched:
         assert left == [None] * 3
 
     def test_not_initialised(self) -> None:
-        """Before `beeline.init` the application answers as ever."""
+        """Before `beeline.init` the application works as before."""
         beeline.close()
         assert get(at(Hello)).body == b"hello"
         assert get(at(Failing)).status == 500
@@ -1488,7 +1488,7 @@ class TestIncoming:
         "headers", [{"X-Honeycomb-Trace": "garbage"}, {"traceparent": "\xff\xfe"}]
     )
     def test_hostile_headers(self, sent: Sent, headers: dict[str, str]) -> None:
-        """A header that is none starts a new trace; the request is answered."""
+        """An invalid header starts a new trace; the request is handled."""
         assert get(at(Hello), headers=headers).status == 200
         assert sent.one("tornado_http_get").get("trace.parent_id") is None
 

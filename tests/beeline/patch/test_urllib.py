@@ -119,7 +119,7 @@ class TestSpan:
         assert sent.names == ["urllib_GET", "urllib_GET", "work"]
 
     def test_error_status(self, sent: Sent, upstream: Upstream) -> None:
-        """An HTTPError goes on, with its body to read; status, headers and error are recorded."""
+        """An HTTPError is re-raised, with its body; status, headers and error are recorded."""
         with beeline.tracer("work"), pytest.raises(HTTPError) as raised:
             urlopen(f"{upstream.url}/fail", timeout=9)
         with raised.value:
@@ -133,7 +133,7 @@ class TestSpan:
         }.items() <= sent.one("urllib_GET").items()
 
     def test_error_that_a_handler_takes(self, sent: Sent, upstream: Upstream) -> None:
-        """A status that the opener's handlers take for an answer is one, and no error."""
+        """A status that the opener's handlers accept is no error."""
 
         class Lenient(urllib.request.HTTPErrorProcessor):
             def http_response(self, request: Any, response: Any) -> Any:
@@ -425,7 +425,7 @@ class TestHeader:
 
     @pytest.mark.parametrize("made", [None, {"X-Lines": "a\r\nX-Evil: 1"}, {7: "a"}, "text"])
     def test_hook_that_makes_no_headers(self, sent: Sent, upstream: Upstream, made: Any) -> None:
-        """What a propagation hook returns and HTTP cannot carry is left out; the call is made."""
+        """A propagation hook's value that HTTP cannot carry is omitted; the call is made."""
         sent.init(http_trace_propagation_hook=lambda context: made)
         with beeline.tracer("work"), urlopen(upstream.url) as response:
             assert response.status == 200

@@ -13,7 +13,7 @@ HEADER = "X-Honeycomb-Trace"
 class Upstream:
     """A server that notes what it is asked.
 
-    `/to/<status>?<url>` redirects; `/digest` wants a password; anything else is answered with its
+    `/to/<status>?<url>` redirects; `/digest` wants a password; any other path returns its
     path, status 500 below `/fail`.
     """
 

@@ -80,7 +80,7 @@ _set_up()
 
 
 def forget() -> None:
-    """Close this thread's connections; none is traced from here on."""
+    """Close this thread's connections; queries on them are not traced any more."""
     connection_created.receivers.clear()
     for connection in connections.all():
         connection.close()

@@ -2,18 +2,18 @@
 
 Middlewares such as django-crum, django-currentuser or django-threadlocals keep the current request
 or user in a thread-local or a context variable while they handle the request. The span is sent
-later: middlewares inside ours have cleared theirs by then and, after a streamed body, so have those
-outside. The hooks of the span shall see them all the same.
+later. Then inner middlewares have cleared their variables and, after a streamed body, outer ones
+too. The hooks of the span have to see these values nevertheless.
 
-A `RequestState` notes what is there at three moments. For the hooks it puts back
+A `RequestState` records the variables at three moments. For the hooks it restores
 
-- what the middlewares inside ours have set, as it was at the view: that is what was not there, or
-  was another object, when the request came to ours;
-- everything else as it was when our middleware returned, which includes what the view has set.
+- the values that inner middlewares have set, as they were at the view: those that did not exist, or
+  were other objects, when the request reached our middleware;
+- all other values as they were when our middleware returned, including those set by the view.
 
-All context variables are in a copy of the context. Python has no list of thread-locals, so they are
-looked for where such middlewares have them: in the modules of `settings.MIDDLEWARE`, and in those
-that these import something from. asgiref's `Local` is a context variable.
+A copy of the context has all context variables. Python has no list of thread-locals, so they are
+searched where such middlewares have them: in the modules of `settings.MIDDLEWARE`, and in modules
+from which these import something. asgiref's `Local` is a context variable.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ except ImportError:
 
 
 _MISSING = object()
-# Middlewares import a lot from these, and none of them keeps an application's request.
+# Middlewares import a lot from these packages, and none of them keeps an application's request.
 _FOREIGN = frozenset({"asgiref", "beeline", "django", "libhoney"}) | getattr(
     sys, "stdlib_module_names", frozenset({"functools", "logging", "threading", "typing"})
 )
@@ -58,7 +58,7 @@ class _Snapshot:
 
 
 class RequestState:
-    """What the hooks of a request's span shall see."""
+    """The variables that the hooks of a request's span see."""
 
     __slots__ = ("_end", "_start", "_view", "thread_locals")
 
@@ -70,42 +70,42 @@ class RequestState:
 
     @property
     def is_active(self) -> bool:
-        """Whether the request has come, and the hooks of its span have not run."""
+        """Whether the request has started and the hooks of its span have not run."""
         return self._start is not None
 
     def at_start(self) -> None:
-        """Note what is there before the middlewares inside ours."""
+        """Record the variables before inner middlewares run."""
         self._start = _Snapshot(self.thread_locals)
 
     def at_view(self) -> None:
-        """Note what is there once all middlewares have seen the request."""
-        if self.is_active:  # else the span was sent: its request was given up
+        """Record the variables when all middlewares have seen the request."""
+        if self.is_active:  # else the span was sent: its request was cancelled
             self._view = _Snapshot(self.thread_locals)
 
     def at_end(self) -> None:
-        """Note what is there when our middleware returns, for a span that is sent later."""
+        """Record the variables when our middleware returns, for a span that is sent later."""
         self._end = _Snapshot(self.thread_locals)
 
     def at_failure(self) -> None:
-        """Note what is there in an event loop: the thread-locals are those of another thread."""
+        """Record the variables in an event loop: the thread-locals are those of another thread."""
         latest = self._view or self._start
         if latest is not None:
             self._end = _Snapshot(())
             self._end.locals = latest.locals
 
     def run(self, function: Callable[[], None]) -> None:
-        """Call a function once with what was noted, and forget that: it refers to the request."""
+        """Call a function once with the recorded variables, and release them."""
         changed: list[tuple[dict[str, Any], str, Any]] = []
         try:
             call: Callable[[Callable[[], None]], object] | None = None
             try:
-                variables, attributes = self._put_back()
+                variables, attributes = self._changes()
                 if self._end is not None or variables:
                     call = self._context(variables).run
                 for here, name, value in attributes:
                     changed.append((here, name, here.get(name, _MISSING)))
                     _set(here, name, value)
-            except BaseException:  # from outside, as of a signal's handler
+            except BaseException:  # from outside, such as a signal handler's
                 function()
                 raise
             finally:
@@ -127,10 +127,10 @@ class RequestState:
                 context.run(variable.set, _rehome(value))
         return context
 
-    def _put_back(
+    def _changes(
         self,
     ) -> tuple[list[tuple[ContextVar[Any], Any]], list[tuple[dict[str, Any], str, Any]]]:
-        """Return the context variables and the attributes of thread-locals to set here."""
+        """Return the context variables and the attributes of thread-locals to set."""
         start, view, end = self._start, self._view, self._end
         variables = []
         if start is not None and view is not None:
@@ -150,7 +150,7 @@ class RequestState:
                     if was.get(name, _MISSING) is not value:
                         wanted[name] = value
             names = {*wanted, *here} if end is not None and end.locals else wanted
-            for name in names:  # another request may have left some in this thread
+            for name in names:  # another request may have left values in this thread
                 value = wanted.get(name, _MISSING)
                 if here.get(name, _MISSING) is not value:
                     attributes.append((here, name, value))
@@ -165,7 +165,7 @@ def _set(attributes: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _attributes(local: Any) -> dict[str, Any]:
-    """Return the attributes of a thread-local in this thread, where they can be set."""
+    """Return the attributes of a thread-local in this thread; none if they cannot be read."""
     try:
         return vars(local)  # type: ignore[no-any-return]
     except Exception as error:  # of a user-defined subclass
@@ -196,7 +196,7 @@ def _modules_of_middleware(path: str) -> Iterator[str]:
         middleware = import_string(path)
         for owner in getattr(middleware, "__mro__", [middleware]):
             yield from filter(_may_have_thread_locals, [owner.__module__])
-    except Exception as error:  # a path that Django cannot use either
+    except Exception as error:  # a path that Django cannot import either
         if is_interrupt(error):
             raise
 
