@@ -84,22 +84,22 @@ clean:
 
 # The stamps: what is installed, and since when.
 
-$(VENV)/installed-test: $(VENV)/made-with-$(PYTHON_ID) setup.py pyproject.toml
+$(VENV)/installed-test: $(VENV)/made-with-$(PYTHON_ID) pyproject.toml
 	@echo 'Installing what the tests need into $(VENV)'
 	@$(VENV)/bin/python $(PIP_INSTALL) -e '.[test]'
 	@touch $@
 
-$(VENV)/installed-dev: $(VENV)/made-with-$(PYTHON_ID) setup.py pyproject.toml
+$(VENV)/installed-dev: $(VENV)/made-with-$(PYTHON_ID) pyproject.toml
 	@echo 'Installing the development tools into $(VENV)'
 	@$(VENV)/bin/python $(PIP_INSTALL) -e '.[dev]'
 	@touch $@
 
-$(VENV)/installed-bench: $(VENV)/made-with-$(PYTHON_ID) setup.py pyproject.toml
+$(VENV)/installed-bench: $(VENV)/made-with-$(PYTHON_ID) pyproject.toml
 	@echo 'Installing what the plots need into $(VENV)'
 	@$(VENV)/bin/python $(PIP_INSTALL) -e '.[bench]'
 	@touch $@
 
-$(DEMO_VENV)/installed-demo: $(DEMO_VENV)/made-with-$(PYTHON_ID) setup.py pyproject.toml
+$(DEMO_VENV)/installed-demo: $(DEMO_VENV)/made-with-$(PYTHON_ID) pyproject.toml
 	@echo 'Installing what the demo needs into $(DEMO_VENV)'
 	@$(DEMO_VENV)/bin/python $(PIP_INSTALL) -e '.[flask-sqlalchemy]'
 	@touch $@

@@ -104,20 +104,6 @@ def test_both_packages_state_the_same_version() -> None:
     assert beeline.version.VERSION == libhoney.version.VERSION
 
 
-def test_setup_refuses_two_different_versions(tmp_path: Path) -> None:
-    skip_where_nothing_can_be_built()
-    for name in ("setup.py", "README.md"):
-        shutil.copy(ROOT / name, tmp_path)
-    for package, version in (("beeline", "1.0"), ("libhoney", "2.0")):
-        (tmp_path / package).mkdir()
-        (tmp_path / package / "version.py").write_text(f'VERSION = "{version}"\n')
-    done = subprocess.run(
-        [sys.executable, "setup.py", "--version"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode != 0
-    assert "must state the same VERSION" in done.stderr
-
-
 def test_distributions_carry_the_version_and_the_licence(dists: Distributions) -> None:
     metadata = metadata_of(dists.wheel)
     assert metadata["Name"].replace("_", "-") == "honeycomb-beeline"
