@@ -31,7 +31,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from libhoney.transmission import delivery
+from libhoney.transmission import retry
 from tests.faults.matrix import FAULTS, KINDS, LARGE, Counts, Course, Fault, Run, Server, run
 from tests.faults.soak import memory
 
@@ -88,7 +88,7 @@ def courses(fault: Fault, seconds: float, rate: int) -> Iterator[tuple[str, Cour
     # Past the longest wait before a retry; what cannot be mended is retried for a minute.
     patience = 40.0 if fault.courses != ("lasts",) or fault.tries == 1 else 20.0
     limits = {
-        "max_retry_after": delivery.MAX_RETRY_AFTER,
+        "max_retry_after": retry.MAX_RETRY_AFTER,
         "patience": patience,
         "closing": 0.0,
     }

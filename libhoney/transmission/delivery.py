@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import random
-import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
@@ -12,21 +10,10 @@ from urllib.parse import quote
 from libhoney.transmission.base import Response, response
 from libhoney.transmission.batching import Batch, Destination
 from libhoney.transmission.encoding import PLAIN, Compression, loads
-
-# Not the module's own generator, which an application may have seeded.
-_random = random.SystemRandom()
+from libhoney.transmission.retry import Retries, is_retryable_status
 
 UNANSWERED = "event dropped; no answer came in time"
 LOST_TWICE = "event dropped; it was sent twice and may have arrived, but no answer did"
-# Seconds to wait before each retry, less a random part up to half: together at least 30.
-RETRY_DELAYS = (0.25, 0.5, 1.0, 2.0, 4.0, *(8.0,) * 7)
-# How often an event may be sent without an answer: the server may have taken it each time.
-_MAX_LOST_ANSWERS = 2
-# Which delay comes after a lost answer at least: what took it is to be over, for the other attempt
-# is the last.
-_AFTER_LOST_ANSWER = 5
-# The longest `Retry-After` that is obeyed, seconds; a longer one counts as this much.
-MAX_RETRY_AFTER = 30.0
 # What is read of an answer, and kept of a server's words.
 MAX_ANSWER_BYTES = 1_000_000
 _MAX_WORDS = 10_000
@@ -90,9 +77,8 @@ class Delivery:
         self.attempt: Attempt | None = None  # for the owner: the last one
         self.problem = ""  # for the owner: why that failed, in words
         self._outstanding: Sequence[int] = range(count)
-        self._attempts = 0
+        self._retries = Retries()
         self._is_sent = False
-        self._lost_answers = 0
 
     def body(self, compression: Compression = PLAIN) -> bytes:
         """Return the JSON array of the events still to be delivered, compressed."""
@@ -109,30 +95,28 @@ class Delivery:
         self._is_sent = False
         if status in (200, 202):
             made_progress = self._each_answered(status, body)
-            return self._next_attempt(_retry_after(headers), made_progress=made_progress)
+            return self._next_attempt(headers, made_progress)
         words = body[:_MAX_WORDS].decode("utf-8", "replace")
         self._all(Outcome(status, words, _reason(body) or words or f"HTTP status {status}"))
-        if not _worth_retrying(status):
+        if not is_retryable_status(status):
             self._outstanding = []
-        return self._next_attempt(_retry_after(headers))
+        return self._next_attempt(headers)
 
-    def failed(self, error: str, worth_retrying: bool = True) -> float | None:
+    def failed(self, error: str, is_retryable: bool = True) -> float | None:
         """Take a failure to reach the server; return as `answered` does."""
-        least_step = 0
-        if self._is_sent:
-            self._is_sent = False
-            self._lost_answers += 1
-            least_step = _AFTER_LOST_ANSWER
-            if self._lost_answers >= _MAX_LOST_ANSWERS:
-                worth_retrying = False
-                error = f"{LOST_TWICE}: {error}"
+        is_ambiguous, self._is_sent = self._is_sent, False
+        delay = self._retries.after_failure(is_ambiguous)
+        if is_ambiguous and self._retries.is_too_ambiguous:
+            is_retryable = False
+            error = f"{LOST_TWICE}: {error}"
         # What a server said before is worth more than that it cannot be reached now.
         for index in self._outstanding:
             if self.outcomes[index].status == 0:
                 self.outcomes[index] = Outcome(0, "", error)
-        if not worth_retrying:
+        if not is_retryable:
             self._outstanding = []
-        return self._next_attempt(None, least_step)
+            return None
+        return self._count_retry(delay)
 
     def interrupted(self) -> None:
         """Take note that nobody waits any longer for the answer to what may have been sent."""
@@ -147,7 +131,7 @@ class Delivery:
     @property
     def may_have_arrived(self) -> bool:
         """Return whether a whole request was sent and got no response."""
-        return self._lost_answers > 0
+        return self._retries.ambiguous_attempts > 0
 
     @property
     def is_over(self) -> bool:
@@ -215,28 +199,22 @@ class Delivery:
             else:
                 error = str(entry.get("error") or f"status {event_status}")
                 self.outcomes[index] = Outcome(event_status, "", error[:_MAX_WORDS])
-                if _worth_retrying(event_status):
+                if is_retryable_status(event_status):
                     again.append(index)
         self._outstanding = again
         return any_accepted
 
     def _next_attempt(
-        self, asked: float | None, least_step: int = 0, made_progress: bool = False
+        self, headers: Mapping[str, str], made_progress: bool = False
     ) -> float | None:
-        # An attempt that made progress neither counts nor lengthens the delay: else a large batch
-        # would run out of attempts at a server whose queue is small, where small batches do not.
-        attempts = self._attempts - 1 if made_progress else self._attempts
-        if not self._outstanding or attempts >= len(RETRY_DELAYS) or not RETRY_DELAYS:
+        if not self._outstanding:
             return None
-        step = min(max(attempts, least_step, 0), len(RETRY_DELAYS) - 1)
-        delay = RETRY_DELAYS[step] * _random.uniform(0.5, 1.0)
-        self._attempts = max(attempts + 1, 0)
-        self.retried += len(self._outstanding)
-        return delay if asked is None else max(delay, asked)
+        return self._count_retry(self._retries.after_response(headers, made_progress))
 
-
-def _worth_retrying(status: int) -> bool:
-    return status in (408, 429) or status >= 500
+    def _count_retry(self, delay: float | None) -> float | None:
+        if delay is not None:
+            self.retried += len(self._outstanding)
+        return delay
 
 
 def _reason(body: bytes) -> str | None:
@@ -245,23 +223,3 @@ def _reason(body: bytes) -> str | None:
     except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         return None
     return error[:_MAX_WORDS] if isinstance(error, str) else None
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Read `Retry-After`, seconds or a date (RFC 9110, section 10.2.3)."""
-    value = headers.get("Retry-After")
-    if not value:
-        return None
-    try:
-        if value.strip().isdigit():
-            seconds = float(value)
-        else:
-            from email.utils import parsedate_to_datetime
-
-            # By the server's own clock: ours may differ, or be frozen in a test.
-            date = headers.get("Date")
-            now = parsedate_to_datetime(date).timestamp() if date else time.time()
-            seconds = parsedate_to_datetime(value).timestamp() - now
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER)

@@ -9,7 +9,7 @@ from typing import Callable
 from libhoney._cpython import reentrant_lock
 from libhoney.clock import monotonic
 from libhoney.internal import DEBUG, WARNING, log, mask, warn_of_trouble
-from libhoney.transmission import delivery as retries
+from libhoney.transmission import retry
 from libhoney.transmission.batching import Batch
 from libhoney.transmission.delivery import Delivery, Outcome
 from libhoney.transmission.messages import (
@@ -275,5 +275,5 @@ def _count_were(count: int, more: str = "") -> str:
 
 def _retry_seconds() -> int:
     """Return for about how long a batch is retried, as a round number."""
-    seconds = sum(retries.RETRY_DELAYS)
+    seconds = sum(retry.RETRY_DELAYS)
     return int(round(seconds, -1 if seconds >= 10 else 0))

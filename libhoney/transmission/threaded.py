@@ -19,6 +19,7 @@ from libhoney.transmission.queued import (
     SLOW_REQUEST_SECONDS,
     QueuedTransmission,
 )
+from libhoney.transmission.retry import is_retryable_error
 
 # Seconds that a request takes, and half of those that a batch waits in vain, for one more to be
 # worth a thread, beyond the first two.
@@ -324,7 +325,9 @@ class Transmission(QueuedTransmission):
                 self._conclude(delivery, None if delivery.is_over else 0.0)
                 raise
             failure = error
-            delay = delivery.failed(self._describe(error, delivery.batch), _may_pass(error))
+            delay = delivery.failed(
+                self._describe(error, delivery.batch), is_retryable_error(error)
+            )
         finally:
             if delivery.may_repeat != may_repeat:  # it was posted twice
                 self._count_request(request_body)
@@ -385,7 +388,7 @@ class Poster:
     def post(
         self, delivery: Delivery, body: bytes, headers: dict[str, str], deadline: float
     ) -> tuple[int, Any, bytes]:
-        """Return an answer's status, headers and body; raise what `_may_pass` knows.
+        """Return an answer's status, headers and body; raise what the client raises.
 
         To connect, to send, and then the whole answer may take `HTTP_TIMEOUT` each, or what is left
         until `deadline`, in monotonic seconds, where that is less.
@@ -435,13 +438,6 @@ class Poster:
         for client in clients:
             if client is not None:
                 client.close()
-
-
-def _may_pass(error: Exception) -> bool:
-    """Tell whether an exception may not come again: a network's, not a URL's."""
-    http = sys.modules.get("libhoney.transmission.session")
-    passing = getattr(http, "PASSING", (OSError, RuntimeError))
-    return isinstance(error, passing) and not isinstance(error, ValueError)
 
 
 def _current_greenlet() -> Any:

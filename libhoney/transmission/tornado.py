@@ -15,7 +15,7 @@ from collections.abc import Awaitable
 from typing import Any, Callable
 
 import tornado
-from tornado.httpclient import HTTPError, HTTPRequest, HTTPResponse
+from tornado.httpclient import HTTPRequest, HTTPResponse
 from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream
 from tornado.netutil import Resolver
@@ -37,6 +37,7 @@ from libhoney.transmission.queued import (
     SLOW_REQUEST_SECONDS,
     QueuedTransmission,
 )
+from libhoney.transmission.retry import is_retryable_error
 
 # Seconds after which a wait looks whether the loop it relies on still runs.
 _LOOK_AGAIN = 0.5
@@ -582,8 +583,7 @@ class _Sender:
         except Exception as error:
             failure = error
             reason = transmission._describe(error, delivery.batch)
-            may_pass = isinstance(error, (OSError, HTTPError, RuntimeError))
-            conclude = functools.partial(delivery.failed, reason, may_pass)
+            conclude = functools.partial(delivery.failed, reason, is_retryable_error(error))
         else:
             status = answer.code
             conclude = functools.partial(delivery.answered, status, answer.headers, bytes(body))

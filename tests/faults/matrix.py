@@ -32,13 +32,13 @@ except ImportError:  # there is none on Windows
     resource = None  # type: ignore[assignment]
 
 from libhoney import Client
-from libhoney.transmission import Transmission, delivery, threaded
+from libhoney.transmission import Transmission, retry, threaded
 from tests.libhoney.support import next_on
 from tests.receiver import Answer, Receiver, make_certificate
 
 KINDS = ("Transmission", "TornadoTransmission")
-ALL_TRIES = 1 + len(delivery.RETRY_DELAYS)
-REAL_DELAYS = delivery.RETRY_DELAYS
+ALL_TRIES = 1 + len(retry.RETRY_DELAYS)
+REAL_DELAYS = retry.RETRY_DELAYS
 QUICK_DELAYS = (0.001,) * len(REAL_DELAYS)
 # For an application that keeps its thread to itself for longer than that.
 BUSY_DELAY = 0.003
@@ -613,8 +613,8 @@ def _collect(
 
 def _changes(fault: Fault, course: Course, kind: str, certificate: str | None) -> Iterator[Any]:
     """Yield what is to be patched."""
-    yield patch.object(delivery, "RETRY_DELAYS", course.delays)
-    yield patch.object(delivery, "MAX_RETRY_AFTER", course.max_retry_after)
+    yield patch.object(retry, "RETRY_DELAYS", course.delays)
+    yield patch.object(retry, "MAX_RETRY_AFTER", course.max_retry_after)
     environ = {"NO_PROXY": "*"}
     if certificate is not None and fault.trusted:
         environ["REQUESTS_CA_BUNDLE"] = certificate

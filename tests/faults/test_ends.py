@@ -144,8 +144,8 @@ def test_end_during_backoff(receiver: Receiver, run: Run) -> None:
         """
         assert lifecycle.EXIT_TIMEOUT <= 10
         lifecycle.EXIT_TIMEOUT = 0.5
-        from libhoney.transmission import delivery
-        delivery.RETRY_DELAYS = (3600.0,) * 12
+        from libhoney.transmission import retry
+        retry.RETRY_DELAYS = (3600.0,) * 12
         logging.getLogger("honeycomb-sdk").setLevel(logging.CRITICAL)
         def wait_for_backoff():
             deadline = time.monotonic() + 30

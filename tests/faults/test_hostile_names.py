@@ -15,7 +15,7 @@ from urllib3.util import parse_url
 import beeline
 from libhoney import Client
 from libhoney.internal import check_api_host
-from libhoney.transmission import TornadoTransmission, Transmission, delivery
+from libhoney.transmission import TornadoTransmission, Transmission, retry
 from tests.libhoney.support import answers
 from tests.receiver import Receiver
 
@@ -32,7 +32,7 @@ MakeClient = Callable[..., Client]
 def make_client(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeClient]:
     """Make clients of a kind of transmission, which are closed at the end."""
     monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setattr(delivery, "RETRY_DELAYS", (0.001,) * len(delivery.RETRY_DELAYS))
+    monkeypatch.setattr(retry, "RETRY_DELAYS", (0.001,) * len(retry.RETRY_DELAYS))
     made = []
 
     def make(kind: Any, **settings: Any) -> Client:

@@ -32,7 +32,7 @@ from libhoney.transmission import (
     FileTransmission,
     TornadoTransmission,
     Transmission,
-    delivery,
+    retry,
 )
 from tests.beeline.patch.upstream import Upstream, other_name
 from tests.libhoney.support import answers
@@ -118,7 +118,7 @@ def plain_network(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setattr(delivery, "RETRY_DELAYS", (0.001,) * 3)
+    monkeypatch.setattr(retry, "RETRY_DELAYS", (0.001,) * 3)
 
 
 @pytest.fixture

@@ -412,8 +412,8 @@ PROGRAM = """
     import json, resource, sys, time
     import requests, tornado.httpclient
     from libhoney import Client
-    from libhoney.transmission import TornadoTransmission, Transmission, delivery
-    delivery.RETRY_DELAYS = (0.01,)
+    from libhoney.transmission import TornadoTransmission, Transmission, retry
+    retry.RETRY_DELAYS = (0.01,)
     kind = {"Transmission": Transmission, "TornadoTransmission": TornadoTransmission}[sys.argv[1]]
     def peak():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

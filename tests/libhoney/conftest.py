@@ -13,7 +13,7 @@ from typing import Any, Callable
 import pytest
 
 from libhoney import Client
-from libhoney.transmission import delivery
+from libhoney.transmission import retry
 from tests.receiver import Receiver
 
 KEY = "0123456789abcdef0123456789abcdef"
@@ -44,7 +44,7 @@ def make_client(receiver: Receiver) -> Iterator[MakeClient]:
 @pytest.fixture
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retry as often as always, but at once."""
-    monkeypatch.setattr(delivery, "RETRY_DELAYS", (0.001,) * len(delivery.RETRY_DELAYS))
+    monkeypatch.setattr(retry, "RETRY_DELAYS", (0.001,) * len(retry.RETRY_DELAYS))
 
 
 @pytest.fixture

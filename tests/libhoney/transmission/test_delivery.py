@@ -18,12 +18,11 @@ from libhoney.transmission import encoding, lifecycle
 from libhoney.transmission.batching import Batch, Destination, Packed
 from libhoney.transmission.delivery import (
     LOST_TWICE,
-    MAX_RETRY_AFTER,
-    RETRY_DELAYS,
     Delivery,
     batch_url,
 )
 from libhoney.transmission.encoding import SEPARATOR, compression_named
+from libhoney.transmission.retry import MAX_RETRY_AFTER, RETRY_DELAYS
 from tests.receiver import ZSTD
 
 ALL_WELL = b'[{"status":202},{"status":202},{"status":202}]'
@@ -191,7 +190,7 @@ def test_connection_errors_are_retried_and_others_are_not() -> None:
     """An error that would come again, such as a bad URL's, ends the delivery."""
     one = delivery()
     assert one.failed("ConnectionError: gone") is not None
-    assert one.failed("InvalidURL: no host", worth_retrying=False) is None
+    assert one.failed("InvalidURL: no host", is_retryable=False) is None
     assert [tuple(o) for o in one.outcomes] == [(0, "", "InvalidURL: no host")] * 3
 
 

@@ -14,7 +14,7 @@ from typing import Any, Callable
 import pytest
 
 from libhoney import Client
-from libhoney.transmission import TornadoTransmission, Transmission, delivery, threaded, tornado
+from libhoney.transmission import TornadoTransmission, Transmission, retry, threaded, tornado
 from libhoney.transmission.delivery_log import DeliveryLog
 from libhoney.transmission.messages import describe_error, show_host, show_hosts
 from tests.libhoney.conftest import KEY, MakeClient
@@ -38,7 +38,7 @@ def make(request: pytest.FixtureRequest, receiver: Receiver, make_client: MakeCl
 @pytest.fixture
 def slow_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retry no sooner than any test ends, so that what is logged is about the first attempt."""
-    monkeypatch.setattr(delivery, "RETRY_DELAYS", (3600.0,) * len(delivery.RETRY_DELAYS))
+    monkeypatch.setattr(retry, "RETRY_DELAYS", (3600.0,) * len(retry.RETRY_DELAYS))
 
 
 class Messages(logging.Handler):
@@ -269,7 +269,7 @@ def test_recovery_after_all_was_lost_is_logged(
     receiver: Receiver, make: Make, messages: Messages
 ) -> None:
     """The next event that is accepted ends the outage, though none was delivered late."""
-    attempts = len(delivery.RETRY_DELAYS) + 1
+    attempts = len(retry.RETRY_DELAYS) + 1
     receiver.order(*[Answer(status=503)] * attempts)
     client = make()
     send(client, "lost")

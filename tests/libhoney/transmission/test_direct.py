@@ -84,7 +84,7 @@ def test_an_adapter_of_a_tests_own_is_used(
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr("libhoney.transmission.delivery.RETRY_DELAYS", ())
+    monkeypatch.setattr("libhoney.transmission.retry.RETRY_DELAYS", ())
     monkeypatch.setattr(requests.Session, "get_adapter", lambda self, url: Double())
     client = make_client()
     send(client, "one")
@@ -368,7 +368,7 @@ def test_authorities_are_those_of_the_environment(
         trusted = tmp_path / "trusted"
         trusted.mkdir()
         os.symlink(certificate, trusted / f"{found.stdout.strip()}.0")
-    monkeypatch.setattr("libhoney.transmission.delivery.RETRY_DELAYS", ())
+    monkeypatch.setattr("libhoney.transmission.retry.RETRY_DELAYS", ())
     with Receiver(certificate=certificate) as receiver:
         client = make_client(api_host=receiver.url)
         send(client, "distrusted")
@@ -386,7 +386,7 @@ def test_a_server_that_is_not_there_is_named(
     make_client: MakeClient, monkeypatch: pytest.MonkeyPatch, closed_port: int
 ) -> None:
     """With its port: there may be several."""
-    monkeypatch.setattr("libhoney.transmission.delivery.RETRY_DELAYS", ())
+    monkeypatch.setattr("libhoney.transmission.retry.RETRY_DELAYS", ())
     client = make_client(api_host=f"http://127.0.0.1:{closed_port}")
     send(client, "one")
     assert client.flush() is False

@@ -28,7 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from libhoney import Client
-from libhoney.transmission import Transmission, batching, delivery, threaded
+from libhoney.transmission import Transmission, batching, delivery, retry, threaded
 from libhoney.version import VERSION
 from tests.libhoney.conftest import KEY, ROOT, MakeClient
 from tests.libhoney.support import (
@@ -797,7 +797,7 @@ def test_close_that_cuts_a_retry_short_tells_the_last_status(
     receiver: Receiver, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The backoff ends at once, and the response has the 503 and its body."""
-    monkeypatch.setattr(delivery, "RETRY_DELAYS", (3600.0,))
+    monkeypatch.setattr(retry, "RETRY_DELAYS", (3600.0,))
     answered = threading.Event()
     as_always = delivery.Delivery.answered
 
@@ -935,7 +935,7 @@ def test_every_event_ends_in_exactly_one_response_and_stats_count_the_same(
 ) -> None:
     """Whatever the receiver does: what arrived, what was told and what was counted agree."""
     with pytest.MonkeyPatch.context() as patch, Receiver() as receiver:
-        patch.setattr(delivery, "RETRY_DELAYS", (0.001,) * 5)
+        patch.setattr(retry, "RETRY_DELAYS", (0.001,) * 5)
         receiver.order(*course)
         client = Client(
             KEY,
@@ -1288,7 +1288,7 @@ def test_retries_of_one_server_hold_no_other_back(
     receiver: Receiver, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who waits for the next attempt occupies no sender."""
-    monkeypatch.setattr(delivery, "RETRY_DELAYS", (3600.0,))
+    monkeypatch.setattr(retry, "RETRY_DELAYS", (3600.0,))
     with Receiver() as busy:
         busy.always(Answer(status=503))
         client = make_client(max_concurrent_batches=1, max_batch_size=1)

@@ -14,7 +14,7 @@ import requests
 from requests.adapters import HTTPAdapter
 
 import libhoney
-from libhoney.transmission import Transmission, delivery
+from libhoney.transmission import Transmission, delivery, retry
 from tests.libhoney.conftest import KEY, MakeClient, RunProgram
 from tests.libhoney.support import answer_to, answers, send
 from tests.receiver import Answer, Receiver
@@ -168,7 +168,7 @@ def test_server_that_cannot_be_reached_is_tried_as_often_as_ever(
     send(client, "one")
     assert client.flush() is False
     assert answer_to(client)["error"].startswith("ConnectionError: ")
-    assert len(attempts) == len(delivery.RETRY_DELAYS) + 1
+    assert len(attempts) == len(retry.RETRY_DELAYS) + 1
 
 
 @pytest.mark.parametrize("dataset", [".", ".."])
