@@ -94,8 +94,6 @@ _MAX_DEPTH = 2000
 # Hooks that run inside one another: a hook may make spans, whose hooks may not do so for ever.
 _MAX_HOOKS = 2
 
-# How far `finish_span` came when it was interrupted.
-_BEGINNING, _ENDING, _IN_HOOKS, _HANDED_ON = range(4)
 _HOOK_INTERRUPTED = "event dropped; a hook was interrupted"
 
 # PyPy counts no references.
@@ -631,16 +629,20 @@ class Tracer:
                 fields.update(context)
             else:
                 merge(fields, context, "a span's context")
+        depth = 0
         if previous is not None:
             if previous.finished:
                 forget_ended_around(previous)
-            if previous.depth >= _MAX_DEPTH:
+            depth = previous.depth + 1
+            if depth > _MAX_DEPTH:
                 previous = previous.previous
+                depth = _MAX_DEPTH
         try:
             span_id = _ids.pop()
         except IndexError:
             span_id = generate_span_id()
-        fields["trace.trace_id"] = trace.id
+        trace_id = trace.id
+        fields["trace.trace_id"] = trace_id
         fields["trace.parent_id"] = parent_id
         fields["trace.span_id"] = span_id
         # As `Span` makes itself: without its call a span is 8 % fewer instructions.
@@ -655,12 +657,12 @@ class Tracer:
         if trace.dataset:
             span.dataset = trace.dataset
         span.sample_rate = client.sample_rate
-        span.trace_id = trace.id
+        span.trace_id = trace_id
         span.parent_id = parent_id
         span.id = span_id
         span.trace = trace
         span.previous = previous
-        span.depth = previous.depth + 1 if previous is not None else 0
+        span.depth = depth
         span.finished = False
         span._unsent = True
         span._is_root = is_root
@@ -677,21 +679,20 @@ class Tracer:
         """Send a span, unless it was sent before; None is left alone."""
         if span is None:
             return
-        stage = _BEGINNING
+        # How far this has come, if it is interrupted.
+        is_ending = is_ended = False
         try:
             try:
-                if not span.finished:  # else elsewhere: here it ends now
-                    del span._unsent  # only one of two threads can
-                    stage = _ENDING
+                del span._unsent  # only once, and only one of two threads can
             except Exception as error:
                 if is_interrupt(error):
                     raise
-                if not issubclass(type(span), Span):
+                if issubclass(type(span), Span):
+                    _step_out(span)  # finished elsewhere: here it ends now
+                else:
                     _warn_of_span("finish_span", span)
-                    return
-            if stage == _BEGINNING:
-                _step_out(span)
                 return
+            is_ending = True
             span.finished = True
             event = span._event
             if event is None:
@@ -713,52 +714,77 @@ class Tracer:
                 set_active(span.previous)
             else:
                 _step_out(span)
-            # Sampler, then presend, then away.
-            if self.sampler_hook is not None:
-                stage = _IN_HOOKS
-                if not self._keep(self.sampler_hook, event):
-                    return
-            elif event.sample_rate != 1 and not trace.is_sampled(event.sample_rate):
-                return
-            if self.presend_hook is not None:
-                stage = _IN_HOOKS
-                self._prepare(self.presend_hook, event)
-            if span.parent_id is None and event._data.get("trace.parent_id", "") is None:
-                del event._data["trace.parent_id"]  # Refinery takes a null for a parent
-            stage = _HANDED_ON
-            self._client.send(event)
-        except _EventDropped as dropped:
-            self._client.send_dropped_response(span.event, str(dropped))
+            is_ended = True
+            self._run_hooks_and_send(span)
         except RecursionError:
-            # Without a call of a function of Python: there may be no room for one.
-            if stage <= _ENDING:
-                late: Any = (self._finish_late, (span, perf_counter()))
-                if stage == _ENDING:
-                    span.finished = False
-                    span._unsent = True
-                if get_active() is span:
-                    set_active(span.previous)
-            elif stage == _IN_HOOKS:
-                late = (self._client.send_dropped_response, (event, _HOOK_INTERRUPTED))
-            else:
-                late = (self._client.send, (event,))
-            self._postponed.append(late)
-        except BaseException as error:
-            if self._recover(span, stage, error):
-                raise
-
-    def _recover(self, span: Span, stage: int, error: BaseException) -> bool:
-        """Account for a span whose finishing was interrupted; return whether to re-raise."""
-        if stage <= _ENDING:
-            if stage == _ENDING:
+            # Handled without a call of a Python function: there may be no room for one.
+            if is_ending:
                 span.finished = False
                 span._unsent = True
-            self.finish_span(span)
-        elif stage == _IN_HOOKS:
-            self._client.send_dropped_response(span.event, _HOOK_INTERRUPTED)
-        elif never_began(error, self._client.send):
-            self._client.send_dropped_response(span.event, INTERRUPTED)
-        return self._is_to_raise(error)
+            if get_active() is span:
+                set_active(span.previous)
+            self._postponed.append((self._finish_late, (span, perf_counter())))
+        except BaseException as error:
+            # Once `_run_hooks_and_send` has begun, it accounts for the event.
+            if not is_ended or never_began(error, self._run_hooks_and_send):
+                if is_ending:
+                    span.finished = False
+                    span._unsent = True
+                self.finish_span(span)
+            if self._is_to_raise(error):
+                raise
+
+    def _run_hooks_and_send(self, span_or_event: Any, trace: Trace | None = None) -> None:
+        """Call the sampler and presend hooks for a span or an event, and send it.
+
+        Without a sampler hook, the events of a trace are sampled together, and others at random.
+        If an exception from outside interrupts this, it is re-raised, and the event has exactly one
+        response all the same.
+        """
+        event = span_or_event
+        parent_id: str | None = ""
+        reason = INTERRUPTED  # why there is no event, if this is interrupted
+        try:
+            if isinstance(event, Span):
+                trace = event.trace
+                parent_id = event.parent_id
+                if event._event is not None:
+                    event = event._event
+            if self.sampler_hook is not None:
+                reason = _HOOK_INTERRUPTED
+                if not self._keep(self.sampler_hook, event):
+                    return
+            elif (
+                trace is not None
+                and event.sample_rate != 1
+                and not trace.is_sampled(event.sample_rate)
+            ):
+                return
+            if self.presend_hook is not None:
+                reason = _HOOK_INTERRUPTED
+                self._prepare(self.presend_hook, event)
+            if parent_id is None and event._data.get("trace.parent_id", "") is None:
+                del event._data["trace.parent_id"]  # Refinery takes a null for a parent
+            reason = ""  # the client accounts for the event now
+            if trace is None and self.sampler_hook is None:
+                event.send()
+            else:
+                self._client.send(event)
+        except _EventDropped as dropped:
+            self._client.send_dropped_response(event, str(dropped))
+        except RecursionError:
+            # Without a call of a Python function, as in `finish_span`.
+            late: Any = (self._client.send, (event,))
+            if reason is INTERRUPTED:
+                late = (self._run_hooks_and_send, (span_or_event, trace))
+            elif reason:
+                late = (self._client.send_dropped_response, (event, reason))
+            self._postponed.append(late)
+        except BaseException as error:
+            if reason or never_began(error, self._client.send):
+                self._client.send_dropped_response(event, reason or INTERRUPTED)
+            if self._is_to_raise(error):
+                raise
 
     def _finish_late(self, span: Span, ended: float) -> None:
         """Finish a span that ended at a time of `perf_counter`."""
@@ -899,26 +925,7 @@ class Tracer:
 
     def send_event(self, event: Event, trace: Trace | None = None) -> None:
         """Send an event that is no span through the hooks; one of a trace is sampled with it."""
-        is_handed_on = False
-        try:
-            if self.sampler_hook is not None:
-                if not self._keep(self.sampler_hook, event):
-                    return
-            elif trace is not None and not trace.is_sampled(event.sample_rate):
-                return
-            if self.presend_hook is not None:
-                self._prepare(self.presend_hook, event)
-            is_handed_on = True
-            if self.sampler_hook is not None or trace is not None:
-                event.send_presampled()
-            else:
-                event.send()
-        except _EventDropped as dropped:
-            self._client.send_dropped_response(event, str(dropped))
-        except BaseException:
-            if not is_handed_on:
-                self._client.send_dropped_response(event, _HOOK_INTERRUPTED)
-            raise
+        self._run_hooks_and_send(event, trace)
 
     def add_link(self, span: Span, context: PropagationContext) -> None:
         """Send a link from a span to the span of another trace that `context` tells of."""
@@ -978,6 +985,7 @@ class Tracer:
                     trace.id, None, "", _bare_event(self._client, trace.dataset), False, trace
                 )
             leaf.finished = True
+            del leaf._unsent
         activate(leaf)
 
     # Fields
@@ -985,13 +993,16 @@ class Tracer:
     def add_context(self, data: Mapping[str, Any]) -> None:
         """Add fields to the active span."""
         span = get_active()
-        if span is not None and span.finished:
+        if span is None:
+            return
+        if span.finished:
             span = leave_ended(span)
-        if span is not None:
-            if type(data) is dict:
-                span._data.update(data)
-            else:
-                span.add_context(data)
+            if span is None:
+                return
+        if type(data) is dict:
+            span._data.update(data)
+        else:
+            span.add_context(data)
 
     def add_context_field(self, name: str, value: Any) -> None:
         """Add a field to the active span."""
