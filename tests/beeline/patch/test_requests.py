@@ -83,11 +83,11 @@ class TestSpan:
     def test_failure(self, sent: Sent, closed_port: int) -> None:
         """A request that fails raises its own exception and records type and text."""
         with beeline.tracer("work"), pytest.raises(requests.ConnectionError) as raised:
-            requests.get(f"http://127.0.0.1:{closed_port}/x?token=abc", timeout=9)
+            requests.get(f"http://127.0.0.1:{closed_port}/x?token=secret", timeout=9)
         span = sent.one("requests_get")
         assert span["request.error_type"] == str(type(raised.value))
         assert "Max retries exceeded" in span["request.error"]
-        assert "abc" not in str(span)
+        assert "secret" not in str(span)
         assert "response.status_code" not in span
         assert "request.error" not in sent.one("work")
 
