@@ -71,7 +71,7 @@ def forget_ended_around(span: Span) -> None:
     span.depth = around.depth + 1 if around is not None else 0
 
 
-class Held:
+class SuspendedSpan:
     """An active span kept for work that is done in steps, such as a generator or a streamed body.
 
     It is active inside `with`, and what was active before is so again after it, whatever thread or

@@ -7,7 +7,7 @@ import sys
 from contextlib import nullcontext
 from contextvars import copy_context
 
-from beeline.context import Held, get_active, set_active
+from beeline.context import SuspendedSpan, get_active, set_active
 from libhoney.internal import never_began
 
 TYPE_CHECKING = False
@@ -93,7 +93,7 @@ def _traced_coroutine(fn: Callable[..., Any], open_span: Callable[[], Any]) -> C
     return wrapper
 
 
-class _Suspended(Held):
+class _Suspended(SuspendedSpan):
     """A generator's span, active only while the generator runs."""
 
     __slots__ = ("_scope", "is_open")
@@ -213,7 +213,7 @@ def _traced_async_generator(
     return wrapper
 
 
-class _CoroutineWithin(Held):
+class _CoroutineWithin(SuspendedSpan):
     """Runs a coroutine with another span active, or none, and then with the one before."""
 
     __slots__ = ()
@@ -224,9 +224,9 @@ class _CoroutineWithin(Held):
             super().__exit__()
 
 
-def _within(fn: Any, span: Any) -> Callable[[], Held]:
+def _within(fn: Any, span: Any) -> Callable[[], SuspendedSpan]:
     """Return what makes the context managers in which `span`, or none, is active for `fn`."""
-    kind = _CoroutineWithin if _kind_of(fn) == "coroutine function" else Held
+    kind = _CoroutineWithin if _kind_of(fn) == "coroutine function" else SuspendedSpan
     return functools.partial(kind, span)
 
 

@@ -688,7 +688,7 @@ class Tracer:
                 if is_interrupt(error):
                     raise
                 if issubclass(type(span), Span):
-                    _step_out(span)  # finished elsewhere: here it ends now
+                    _remove_from_stack(span)  # finished elsewhere: here it ends now
                 else:
                     _warn_of_span("finish_span", span)
                 return
@@ -713,7 +713,7 @@ class Tracer:
             if get_active() is span:
                 set_active(span.previous)
             else:
-                _step_out(span)
+                _remove_from_stack(span)
             is_ended = True
             self._run_hooks_and_send(span)
         except RecursionError:
@@ -1148,7 +1148,7 @@ class Tracer:
         return honeycomb.marshal_propagation_context(context) if context is not None else None
 
 
-def _step_out(span: Span) -> None:
+def _remove_from_stack(span: Span) -> None:
     """Take a span that ended out of what is active here, with what ended elsewhere inside it."""
     inside = []
     inner = get_active()
@@ -1160,12 +1160,12 @@ def _step_out(span: Span) -> None:
     around = span.previous
     for inner in reversed(inside):
         if not inner.finished:
-            _put_inside(inner, around)
+            _reparent(inner, around)
             around = inner
     set_active(around)
 
 
-def _put_inside(span: Span, around: Span | None) -> None:
+def _reparent(span: Span, around: Span | None) -> None:
     span.previous = around
     span.depth = around.depth + 1 if around is not None else 0
 
@@ -1248,9 +1248,9 @@ class SpanStack(list):  # type: ignore[type-arg]
         for span in self._spans:
             if span not in before:
                 span.trace = trace
-                _put_inside(span, around)
+                _reparent(span, around)
             elif span.previous in removed:
-                _put_inside(span, around)
+                _reparent(span, around)
             around = span
         trace._leaf = around if self._spans else None
         if is_here:

@@ -23,7 +23,7 @@ from time import perf_counter
 from typing import Any, Callable
 
 import beeline
-from beeline.context import Held, activate, get_active
+from beeline.context import SuspendedSpan, activate, get_active
 from beeline.internal import LOGGER_NAME, interrupted_by, warn_of_exception
 from beeline.masking import exception_text
 from beeline.middleware.server_request import (
@@ -37,7 +37,7 @@ from beeline.trace import Span, Tracer
 from libhoney.internal import warn_once
 
 
-class ServerSpan(Held):
+class ServerSpan(SuspendedSpan):
     """The root span of one request.
 
     It is active inside `with server_span:` and nowhere else, so that several threads and contexts

@@ -12,7 +12,7 @@ from contextvars import Context
 from typing import Any, Callable
 
 import beeline
-from beeline.context import Held, get_active
+from beeline.context import SuspendedSpan, get_active
 from beeline.internal import call_original, warn_of_exception
 from beeline.patch._install import install
 from beeline.trace import Span
@@ -65,7 +65,7 @@ def _carry_into(thread: Any, span: Span) -> Callable[[], None]:
     def run_in_trace(*args: Any, **kwargs: Any) -> Any:
         active = carried[0] if carried else get_active()
         restore()
-        with Held(active):
+        with SuspendedSpan(active):
             return call_original(run, args, kwargs)
 
     attributes["run"] = run_in_trace
@@ -96,10 +96,10 @@ def _submit(wrapped: Callable[..., Any], pool: Any, args: Any, kwargs: Any) -> A
     fn, *rest = args
 
     def job(*args: Any, **kwargs: Any) -> Any:
-        with Held(span):
+        with SuspendedSpan(span):
             return fn(*args, **kwargs)
 
-    with Held(None):  # a thread that the pool starts now also runs later jobs
+    with SuspendedSpan(None):  # a thread that the pool starts now also runs later jobs
         return wrapped(job, *rest, **kwargs)
 
 
