@@ -38,6 +38,8 @@ _WORDS = ("jwt", "key", "pass", "pwd", "sig", "auth", "authorization", "session"
 _ends_in_word = re.compile(
     rf"(?:\A|[^a-z0-9]|(?-i:(?<=[a-z0-9])(?=[A-Z])))(?:{'|'.join(_WORDS)})\Z", re.IGNORECASE
 ).search
+# What is in each of these names, or hides another URL: a text without any has no secret.
+_may_hold_secret = re.compile("@|%|auth|cred|jwt|key|pass|pwd|s(?:ecret|ess|ig)|token").search
 MASK = "***"
 # Of an API key; what is shorter is a stand-in for one, and may be a word of the text.
 _MIN_KEY_LENGTH = 20
@@ -155,7 +157,11 @@ def _masks_urls() -> bool:
 
 
 def _mask(text: str, user_info: re.Pattern[str], value: re.Pattern[str]) -> str:
-    if not _masks_urls() or ("=" not in text and "@" not in text):
+    if (
+        ("=" not in text and "@" not in text)
+        or not _may_hold_secret(text.lower())
+        or not _masks_urls()
+    ):
         return text
     if "%" in text:
         text = _ENCODED_URL.sub(_mask_encoded, text)

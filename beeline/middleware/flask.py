@@ -16,7 +16,6 @@ from typing import Any, Callable
 import flask
 from werkzeug.wsgi import ClosingIterator
 
-import beeline
 from beeline.internal import warn_of_exception
 from beeline.middleware import sqlalchemy, wsgi
 from beeline.middleware.server_request import SERVER_SPAN_KEY
@@ -55,9 +54,12 @@ class HoneyWSGIMiddleware(wsgi.HoneyWSGIMiddleware):
 
     def make_request(self, environ: wsgi.Environ) -> wsgi.WSGIRequest:
         """Return the request of an environment."""
-        if not _hooks_are_watched:
-            _watch_for_hooks()
         return _FlaskRequest(self._name, environ)
+
+    def prepare_hooks(self, span: ServerSpan) -> None:
+        """Connect to Flask's signals."""
+        if not _is_connected:
+            _connect_signals()
 
     def capture_context(self, span: ServerSpan, environ: wsgi.Environ, inner: bool) -> None:
         """Let the span's hooks read Flask's contexts, unless an inner context was captured."""
@@ -69,7 +71,7 @@ class HoneyWSGIMiddleware(wsgi.HoneyWSGIMiddleware):
     def late_fields(self, environ: wsgi.Environ) -> dict[str, Any]:
         """Return the endpoint that Flask found, or None."""
         request = environ.get("werkzeug.request")  # None after Flask's end of the request
-        return _route(request) if request is not None else {}
+        return {} if request is None else {"request.route": getattr(request, "endpoint", None)}
 
 
 class HoneyDBMiddleware(sqlalchemy.QueryListener):
@@ -110,16 +112,13 @@ class _FlaskRequest(wsgi.WSGIRequest):
     has_whole_body = False
 
 
-_hooks_are_watched = False
+_is_connected = False
 
 
-def _watch_for_hooks() -> None:
-    """Connect to Flask's signals once the Beeline has a hook, which may read Flask's contexts."""
-    global _hooks_are_watched
-    current = beeline.get_beeline()
-    if current is None or (current.presend_hook is None and current.sampler_hook is None):
-        return
-    _hooks_are_watched = True
+def _connect_signals() -> None:
+    """Watch the ends of requests, for hooks that may read Flask's contexts."""
+    global _is_connected
+    _is_connected = True
     try:
         flask.request_finished.connect(_note_body)
         flask.request_tearing_down.connect(_end_request)
@@ -207,8 +206,4 @@ def _record_exception(sender: flask.Flask, exception: Any = None, **_: Any) -> N
     span = _span_here()
     if span is not None:
         span.record_error(exception)
-        span.add(lambda: _route(flask.request))
-
-
-def _route(request: Any) -> dict[str, Any]:
-    return {"request.route": getattr(request, "endpoint", None)}
+        span.add(lambda: {"request.route": getattr(flask.request, "endpoint", None)})

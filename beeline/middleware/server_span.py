@@ -23,7 +23,7 @@ from time import perf_counter
 from typing import Any, Callable
 
 import beeline
-from beeline.context import SuspendedSpan, activate, get_active
+from beeline.context import SuspendedSpan, activate, get_active, set_active
 from beeline.internal import LOGGER_NAME, interrupted_by, warn_of_exception
 from beeline.masking import exception_text
 from beeline.middleware.server_request import (
@@ -44,17 +44,13 @@ class ServerSpan(SuspendedSpan):
     may work on a request, one after the other. Spans that were left open inside finish with it.
     """
 
-    __slots__ = (
-        "_end",
-        "_has_inner_context",
-        "_run_hooks",
-        "_tracer",
-        "has_hooks",
-        "is_invocation",
-        "is_joined",
-        "request",
-        "root",
-    )
+    # Defaults, so that a request sets only what differs.
+
+    #: Whether an inner middleware has added its fields.
+    is_joined = False
+    _end: float | None = None
+    _run_hooks: Callable[[Callable[[], None]], object] | None = None
+    _has_inner_context = False
 
     def __init__(
         self,
@@ -63,20 +59,16 @@ class ServerSpan(SuspendedSpan):
         request: ServerRequest | None = None,
         is_invocation: bool = False,
     ) -> None:
-        super().__init__(root)
+        self.span = root
+        self._outside = None
         self._tracer = tracer
         self.root = root
-        self._end: float | None = None
-        self._run_hooks: Callable[[Callable[[], None]], object] | None = None
-        self._has_inner_context = False
         # Whether a sampler or presend hook will run for the request's span.
         self.has_hooks = tracer.presend_hook is not None or tracer.sampler_hook is not None
         # The request that the span was started for; None after the span's end.
         self.request = request
         # Whether it is an AWS Lambda invocation: requests served inside belong to it.
         self.is_invocation = is_invocation
-        # Whether an inner middleware has added its fields.
-        self.is_joined = False
 
     @property
     def finished(self) -> bool:
@@ -119,9 +111,13 @@ class ServerSpan(SuspendedSpan):
     def add(self, describe: Callable[[], Mapping[str, Any]]) -> None:
         """Add the fields that `describe()` returns to the request's span; never raise."""
         try:
-            self.root.add_context(describe())
+            self.add_fields(describe())
         except Exception:
             warn_of_exception("a request's fields are missing")
+
+    def add_fields(self, fields: Mapping[str, Any]) -> None:
+        """Add fields to the request's span; never raise."""
+        self.root.add_context(fields)
 
     def record_error(self, error: BaseException) -> None:
         """Record on the request's span that an exception left the application; never raise."""
@@ -156,11 +152,11 @@ class ServerSpan(SuspendedSpan):
             if isinstance(event, Span):  # not a user's event
                 event._started += perf_counter() - self._end
             self._end = None
-        run, self._run_hooks = self._run_hooks, None
         try:
-            if run is None:
+            if self._run_hooks is None:
                 self._finish_trace()
             else:
+                run, self._run_hooks = self._run_hooks, None
                 run(self._finish_trace)
         finally:
             if not self.root.finished:  # `run` was interrupted
@@ -207,8 +203,15 @@ class ServerSpan(SuspendedSpan):
             trace.server_span = None
 
     def _finish_trace(self) -> None:
-        with self:
+        outside = get_active()
+        try:  # as `with self` does, without its calls
+            set_active(self.span)
             self._tracer.finish_trace(self.root)
+        finally:
+            try:
+                self.span = get_active()
+            finally:
+                set_active(outside)
 
     def _finish_root(self) -> None:
         active = activate(None)  # with the root around it as before
@@ -246,7 +249,7 @@ def start_server_span(
         warn_of_exception("a request is not traced")
         return None
     finally:
-        activate(outside)
+        set_active(outside)
 
 
 def _belongs_to_invocation(tracer: Tracer, request: Request) -> bool:
@@ -262,7 +265,8 @@ def find_server_span(request: ServerRequest) -> ServerSpan | None:
     upstream span. Inside an AWS Lambda invocation the same method and path are enough, or an
     environ or scope with the invocation's event.
     """
-    span = unfinished_span(request.get_mark())
+    mark = request.get_mark()
+    span = unfinished_span(mark) if mark is not None else None
     if span is not None or get_active() is None:
         return span
     span = current_server_span()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from beeline.context import get_active, set_active
 from beeline.middleware.server_span import ServerSpan
 
 
 class TracedSteps:
     """An iterator over a body: each step runs inside the request's span."""
+
+    #: Whether the last step sends the root span, not the closing of the body.
+    finishes_root = False
 
     def __init__(self, body: Iterable[bytes], span: ServerSpan) -> None:
         self._body = body
@@ -21,22 +25,26 @@ class TracedSteps:
     def __next__(self) -> bytes:
         """Return the next piece."""
         span = self._span
+        outside = get_active()
         try:
-            with span:
-                if self._steps is None:
-                    self._steps = iter(self._body)
-                return next(self._steps)
-        except StopIteration:
-            self.finish_steps()
-            raise
+            # As `with span` does, without its calls: a body has many steps.
+            try:
+                set_active(span.span)
+                steps = self._steps
+                if steps is None:
+                    steps = self._steps = iter(self._body)
+                return next(steps)
+            finally:
+                try:
+                    span.span = get_active()
+                finally:
+                    set_active(outside)
         except BaseException as error:
-            span.leave()
-            span.record_error(error)
-            self.finish_steps()
+            if not isinstance(error, StopIteration):
+                span.record_error(error)
+            if self.finishes_root:
+                span.finish_root()
             raise
-
-    def finish_steps(self) -> None:
-        """Handle the end of the steps, or an exception in one; the body is closed later."""
 
     def __del__(self) -> None:
         """Send the span of a request that its server abandoned."""

@@ -7,8 +7,10 @@ from functools import lru_cache
 from typing import Any, Callable
 from urllib.parse import unquote
 
+from beeline.context import get_active, set_active
 from beeline.internal import call_original, warn_of_exception
-from beeline.middleware.server_request import ServerRequest, request_fields
+from beeline.masking import mask_query
+from beeline.middleware.server_request import SERVER_SPAN_KEY, ServerRequest
 from beeline.middleware.server_span import ServerSpan, find_server_span, start_server_span
 from beeline.middleware.streaming import TracedSteps
 
@@ -76,16 +78,31 @@ class WSGIRequest(ServerRequest):
         """Return the WSGI environment."""
         return self._environ
 
+    def get_mark(self) -> Any:
+        """Return the mark in the environment."""
+        return self._environ.get(SERVER_SPAN_KEY)
+
+    def set_mark(self, span: Any) -> None:
+        """Set the mark in the environment."""
+        self._environ[SERVER_SPAN_KEY] = span
+
     def request_context(self) -> dict[str, Any]:
         """Return the fields of the request's span."""
-        environ = self._environ
-        return request_fields(
-            self._name,
-            self,
-            environ.get("REMOTE_ADDR"),
-            environ.get("CONTENT_LENGTH"),
-            environ.get("HTTP_USER_AGENT"),
-        )
+        get = self._environ.get
+        method = get("REQUEST_METHOD")
+        query = get("QUERY_STRING")
+        return {
+            "name": f"{self._name}_http_{method.lower()}" if method else f"{self._name}_http",
+            "type": "http_server",
+            "request.host": get("HTTP_HOST"),
+            "request.method": method,
+            "request.path": _text(get("PATH_INFO")),
+            "request.remote_addr": get("REMOTE_ADDR"),
+            "request.content_length": get("CONTENT_LENGTH") or 0,
+            "request.user_agent": get("HTTP_USER_AGENT"),
+            "request.scheme": get("wsgi.url_scheme"),
+            "request.query": mask_query(query) if query else query,
+        }
 
 
 def _text(path: Any) -> str | None:
@@ -121,12 +138,20 @@ class HoneyWSGIMiddleware:
         span = start_server_span(request, request.request_context)
         if span is None:
             return self.app(environ, start_response)
+        if span.has_hooks:
+            self.prepare_hooks(span)
+        outside = get_active()
         try:
-            with span:
+            try:  # as `with span` does, without its calls
+                set_active(span.span)
                 body = self.app(environ, self._recording(span, environ, start_response))
+            finally:
+                try:
+                    span.span = get_active()
+                finally:
+                    set_active(outside)
         except BaseException as error:
             try:
-                span.leave()
                 span.record_error(error)
                 if isinstance(error, Exception):  # else the server sends no error page
                     span.add(lambda: {"response.status_code": 500})
@@ -137,7 +162,7 @@ class HoneyWSGIMiddleware:
         if isinstance(body, (list, tuple)):
             span.finish()
             return body
-        if _is_file_wrapper(body, environ):
+        if "wsgi.file_wrapper" in environ and _is_file_wrapper(body, environ):
             _finish_at_close(body, span)
             return body
         return SizedTracedBody(body, span) if hasattr(body, "__len__") else TracedBody(body, span)
@@ -145,6 +170,9 @@ class HoneyWSGIMiddleware:
     def make_request(self, environ: Environ) -> WSGIRequest:
         """Return the request of an environment."""
         return WSGIRequest(self._name, environ)
+
+    def prepare_hooks(self, span: ServerSpan) -> None:
+        """Prepare to capture the framework's context; called at the start if there are hooks."""
 
     def late_fields(self, environ: Environ) -> dict[str, Any]:
         """Return the fields that are known once the framework has routed the request."""
@@ -170,11 +198,20 @@ class HoneyWSGIMiddleware:
                     self.capture_context(span, environ, inner)
                 except Exception:
                     warn_of_exception("beeline: hooks cannot read the contexts of a request")
-            code = _status_code(status)
-            span.add(lambda: {"response.status_code": code, **self.late_fields(environ)})
-            error = _error_behind(*args[1:], **kwargs)
-            if error is not None and code is not None and code >= 500:
-                span.record_error(error)
+            try:
+                code = int(status[:3])
+            except (TypeError, ValueError):
+                code = None
+            try:
+                fields = self.late_fields(environ)
+                fields["response.status_code"] = code
+                span.root.add_context(fields)
+            except Exception:
+                warn_of_exception("a request's fields are missing")
+            if len(args) > 1 or kwargs:
+                error = _error_behind(*args[1:], **kwargs)
+                if error is not None and code is not None and code >= 500:
+                    span.record_error(error)
             return start_response(status, *args, **kwargs)
 
         return start_recorded_response
@@ -241,10 +278,3 @@ def _error_behind(exc_info: Any = None, *_: Any, **__: Any) -> BaseException | N
     """Return the exception that `start_response` was given for an error page (PEP 3333)."""
     error = exc_info[1] if isinstance(exc_info, tuple) and len(exc_info) == 3 else None
     return error if isinstance(error, BaseException) else None
-
-
-def _status_code(status: Any) -> int | None:
-    try:
-        return int(status[:3])
-    except (TypeError, ValueError):
-        return None

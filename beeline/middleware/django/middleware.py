@@ -17,10 +17,9 @@ from beeline.middleware.django import forms
 from beeline.middleware.django.queries import trace_queries
 from beeline.middleware.django.request import DjangoRequest, response_fields
 from beeline.middleware.django.span import (
-    add_response,
     end_span,
+    end_span_in_thread,
     fail_span,
-    finish_in_thread,
     is_sent_later,
     start_span,
 )
@@ -101,7 +100,7 @@ class HoneyMiddlewareBase:
         span = start_span(request, _call_override(self.get_context_from_request, request))
         if span is None:
             return self.get_response(request)
-        state = self._state_for_hooks(span, request)
+        state = self._state_for_hooks(span, request) if span.has_hooks else None
         try:
             if state is not None:
                 state.at_start()
@@ -115,7 +114,7 @@ class HoneyMiddlewareBase:
                 state.at_end()
             fail_span(span, request, error)
             raise
-        end_span(span, request, response, context, has_hooks=state is not None)
+        end_span(span, request, response, context, state is not None)
         return response
 
     async def _trace_async(self, request: Any) -> Any:
@@ -123,7 +122,7 @@ class HoneyMiddlewareBase:
         span = start_span(request, context)
         if span is None:
             return await self.get_response(request)
-        state = self._state_for_hooks(span, request)
+        state = self._state_for_hooks(span, request) if span.has_hooks else None
         try:
             if state is not None:
                 await _record_in_thread(state, state.at_start)
@@ -140,19 +139,16 @@ class HoneyMiddlewareBase:
             fail_span(span, request, error)
             raise
         if state is None or is_sent_later(span, response):
-            end_span(span, request, response, context, has_hooks=state is not None)
+            end_span(span, request, response, context, state is not None)
         else:
-            add_response(span, request, response, context)
-            await finish_in_thread(span, state)
+            await end_span_in_thread(span, request, response, context, state)
         return response
 
     def _state_for_hooks(self, span: ServerSpan, request: Any) -> RequestState | None:
         """Return the recorder of a request's state, for the hooks of its span.
 
-        None if there are no hooks, or if an outer instance of this middleware records it.
+        None if an outer instance of this middleware records it.
         """
-        if not span.has_hooks:
-            return None
         outer = getattr(request, "_beeline_state", None)
         if outer is not None and outer.is_active:
             return None

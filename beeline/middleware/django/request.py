@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import MutableMapping
 from typing import Any
 
 from asgiref.sync import AsyncToSync, SyncToAsync
+from django.conf import settings
 
 from beeline.masking import mask_parameters
+from beeline.middleware.server_request import SERVER_SPAN_KEY
 from beeline.middleware.wsgi import WSGIRequest
 from libhoney.internal import is_interrupt
 
+# Queries that Django decodes to the same text.
+_is_plain_query = re.compile(r"[\w.~-]+=[\w.~-]*(?:&[\w.~-]+=[\w.~-]*)*", re.ASCII).fullmatch
 # How many decorators around a view are searched for its name: they might form a circle.
 _MAX_WRAPPERS = 100
 
@@ -22,7 +27,8 @@ class DjangoRequest(WSGIRequest):
     middleware = "HoneyMiddleware"
 
     def __init__(self, request: Any) -> None:
-        super().__init__("django", request.META)
+        self._name = "django"
+        self._environ = request.META
         self._request = request
 
     def method(self) -> str | None:
@@ -57,8 +63,13 @@ class DjangoRequest(WSGIRequest):
 
     def get_mark(self) -> Any:
         """Return the mark of this class, or else that of a WSGI or ASGI middleware."""
-        mark = getattr(self._request, "_beeline_span", None)
-        return mark if mark is not None else super().get_mark()
+        request = self._request
+        mark = getattr(request, "_beeline_span", None)
+        if mark is None:
+            mark = self._environ.get(SERVER_SPAN_KEY)
+            if mark is None and hasattr(request, "scope"):
+                mark = self.environ().get(SERVER_SPAN_KEY)
+        return mark
 
     def set_mark(self, span: Any) -> None:
         """Set an attribute: a view may copy META for a request that it makes."""
@@ -89,14 +100,22 @@ class DjangoRequest(WSGIRequest):
         }
 
     def _parameters(self) -> dict[str, Any] | None:
-        if not self._environ.get("QUERY_STRING"):
+        query = self._environ.get("QUERY_STRING")
+        if not query:
             return {}
         try:
+            if _is_plain_query(query) and not _has_too_many_parameters(query):  # it is faster
+                return mask_parameters(dict(pair.split("=") for pair in query.split("&")))
             return mask_parameters(self._request.GET.dict())
         except Exception as error:  # too many parameters: the view handles that
             if is_interrupt(error):
                 raise
             return None
+
+
+def _has_too_many_parameters(query: str) -> bool:
+    limit = settings.DATA_UPLOAD_MAX_NUMBER_FIELDS if "&" in query else None
+    return limit is not None and query.count("&") >= limit
 
 
 def response_fields(request: Any, response: Any) -> dict[str, Any]:

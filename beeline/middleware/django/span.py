@@ -41,13 +41,12 @@ class _OuterSpan(ServerSpan):
         """Let the outer middleware's span run its hooks with `run`."""
         self._outer.run_hooks_with(run, inner)
 
-    def add(self, describe: Callable[[], Mapping[str, Any]]) -> None:
+    def add_fields(self, fields: Mapping[str, Any]) -> None:
         """Add fields; a Lambda invocation keeps the name of its handler."""
         self._outer.is_joined = True
         if self._outer.is_invocation:
-            super().add(lambda: {k: v for k, v in describe().items() if k != "name"})
-        else:
-            super().add(describe)
+            fields = {name: value for name, value in fields.items() if name != "name"}
+        super().add_fields(fields)
 
 
 def start_span(request: Any, context: Mapping[str, Any] | None) -> ServerSpan | None:
@@ -55,7 +54,10 @@ def start_span(request: Any, context: Mapping[str, Any] | None) -> ServerSpan | 
     outer = find_server_span(incoming)
     if outer is not None:
         span = _OuterSpan(outer)
-        _add(span, context, incoming.fields_without_secrets)  # its users know Django's names
+        if context is not None:
+            span.add_fields(context)  # its users know Django's names
+        else:
+            _add_safely(span, incoming.fields_without_secrets)
         return span
     return start_server_span(
         incoming, lambda: context if context is not None else incoming.fields_without_secrets()
@@ -72,8 +74,7 @@ def fail_span(span: ServerSpan, request: Any, error: BaseException) -> None:
             span.finish()
             return
     except BaseException:  # a signal handler's
-        span.root.remove_context_field(forms.FIELD)  # it may hold sensitive fields
-        span.finish()
+        _send_without_form(span)
         raise
     # It was cancelled: there is no status, and a view in a thread may still be running.
     span.finish_root()
@@ -85,17 +86,16 @@ def end_span(
     request: Any,
     response: Any,
     context: Mapping[str, Any] | None,
-    has_hooks: bool = False,
+    has_hooks: bool,
 ) -> None:
     """Send the span of a request now, or at the end of its streamed response.
 
     With `has_hooks` an asynchronous response ends it in a thread.
     """
     try:
-        add_response(span, request, response, context)
+        _add_response(span, request, response, context)
     except BaseException:  # a signal handler's
-        span.root.remove_context_field(forms.FIELD)  # it may hold sensitive fields
-        span.finish()
+        _send_without_form(span)
         raise
     if is_streamed(response) and not isinstance(span, _OuterSpan):
         try:
@@ -106,16 +106,22 @@ def end_span(
     span.finish()
 
 
-def is_sent_later(span: ServerSpan, response: Any = None) -> bool:
-    """Return whether a span outlives the middleware: it is an outer one's, or streams a body."""
-    return isinstance(span, _OuterSpan) or is_streamed(response)
-
-
-async def finish_in_thread(span: ServerSpan, state: RequestState) -> None:
-    """Send a span in the thread that synchronous middlewares and views run in.
+async def end_span_in_thread(
+    span: ServerSpan,
+    request: Any,
+    response: Any,
+    context: Mapping[str, Any] | None,
+    state: RequestState,
+) -> None:
+    """Send the span of a request in the thread of synchronous middlewares and views.
 
     There its hooks find what such middlewares have set, and may use the database.
     """
+    try:
+        _add_response(span, request, response, context)
+    except BaseException:  # a signal handler's
+        _send_without_form(span)
+        raise
     try:
         await sync_to_async(span.finish)()
     except BaseException as error:
@@ -125,23 +131,29 @@ async def finish_in_thread(span: ServerSpan, state: RequestState) -> None:
             raise
 
 
-def add_response(
+def is_sent_later(span: ServerSpan, response: Any = None) -> bool:
+    """Return whether a span outlives the middleware: it is an outer one's, or streams a body."""
+    return isinstance(span, _OuterSpan) or is_streamed(response)
+
+
+def _add_response(
     span: ServerSpan, request: Any, response: Any, context: Mapping[str, Any] | None
 ) -> None:
-    try:
-        _add(span, context, lambda: response_fields(request, response))
-        forms.mask_sensitive(span, request)
-    except BaseException:  # a signal handler's
-        span.root.remove_context_field(forms.FIELD)  # it may hold sensitive fields
-        span.finish()
-        raise
+    if context is not None:
+        span.add_fields(context)
+    else:
+        _add_safely(span, lambda: response_fields(request, response))
+    forms.mask_sensitive(span, request)
 
 
-def _add(
-    span: ServerSpan, context: Mapping[str, Any] | None, describe_safely: Callable[[], Any]
-) -> None:
-    """Add what an override returned; if it failed, only fields that cannot hold a secret."""
-    if context is None:
-        for name in ("request.query", forms.FIELD):
-            span.root.remove_context_field(name)
-    span.add(lambda: context if context is not None else describe_safely())
+def _add_safely(span: ServerSpan, describe: Callable[[], Mapping[str, Any]]) -> None:
+    """Add fields that cannot hold a secret, after an override has failed; remove the others."""
+    for name in ("request.query", forms.FIELD):
+        span.root.remove_context_field(name)
+    span.add(describe)
+
+
+def _send_without_form(span: ServerSpan) -> None:
+    """Send a span that was interrupted before its form's sensitive fields were masked."""
+    span.root.remove_context_field(forms.FIELD)
+    span.finish()

@@ -39,11 +39,9 @@ def _close_inside(span: ServerSpan, closer: Callable[[], Any]) -> None:
 
 
 class _Content(TracedSteps):
-    """The content of a synchronous response."""
+    """The content of a synchronous response; resources closed later are still in the trace."""
 
-    def finish_steps(self) -> None:
-        """Send the root span; resources closed later are still in the trace."""
-        self._span.finish_root()
+    finishes_root = True
 
 
 class _AsyncContent:

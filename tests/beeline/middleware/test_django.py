@@ -328,6 +328,15 @@ class TestFields:
         assert refused["request.host"] == accepted["request.host"] == "evil..example"
         assert (refused["response.status_code"], accepted["response.status_code"]) == (400, 200)
 
+    @pytest.mark.parametrize(
+        "query",
+        ["a=1", "a=", "a=1&b=x.y~z-_&a=2", "a", "a=b=c", "a=1&&b=2", "a=%C3%A9+x", "é=1", "&"],
+    )
+    def test_query_is_read_as_django_reads_it(self, query: str) -> None:
+        made = RequestFactory().get("/", QUERY_STRING=query)
+        fields = DjangoRequest(made).request_context()
+        assert fields["request.query"] == made.GET.dict()
+
     def test_too_many_parameters(self, sent: Sent) -> None:
         """A query that Django refuses to parse is no failure of ours."""
         with serve_site(DATA_UPLOAD_MAX_NUMBER_FIELDS=2) as url:
