@@ -69,7 +69,9 @@ def mask_url(url: Any) -> str:
 
 def mask_query(query: str | None) -> str | None:
     """Return a URL's query, without its question mark, fit to be recorded."""
-    return mask_url(f"?{query}")[1:] if query else query
+    if not query or not _may_hold_secret(query.lower()):
+        return query
+    return mask_url(f"?{query}")[1:]
 
 
 def mask_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:

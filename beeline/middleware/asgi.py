@@ -320,7 +320,7 @@ def _watch_quart() -> None:
 
         quart.request_tearing_down.connect(_capture_quart_context)
     except Exception:
-        warn_of_exception("beeline: hooks cannot read Quart's contexts")
+        warn_of_exception("hooks cannot read Quart's contexts")
 
 
 async def _capture_quart_context(*_: Any, **__: Any) -> None:
@@ -332,7 +332,7 @@ async def _capture_quart_context(*_: Any, **__: Any) -> None:
         if span is not None:
             span.capture_context(inner=True)
     except Exception:
-        warn_of_exception("beeline: hooks cannot read Quart's contexts")
+        warn_of_exception("hooks cannot read Quart's contexts")
 
 
 async def _flush() -> None:
@@ -352,4 +352,4 @@ async def _flush() -> None:
         finally:
             executor.shutdown(wait=False)
     except Exception:
-        warn_of_exception("beeline: queued events are not sent at shutdown")
+        warn_of_exception("queued events are not sent at shutdown")

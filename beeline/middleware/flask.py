@@ -132,7 +132,7 @@ def _note_body(sender: flask.Flask, response: Any = None, **_: Any) -> None:
         if request is not None:
             request.has_whole_body = _is_in_memory(response)
     except Exception:
-        warn_of_exception("beeline: hooks cannot read Flask's contexts")
+        warn_of_exception("hooks cannot read Flask's contexts")
 
 
 def _is_in_memory(response: Any) -> bool:
@@ -153,7 +153,7 @@ def _end_request(sender: flask.Flask, **_: Any) -> None:
             _capture_context(span, inner=request is None)
             return
     except Exception:
-        warn_of_exception("beeline: hooks cannot read Flask's contexts")
+        warn_of_exception("hooks cannot read Flask's contexts")
         return
     span.finish_here()
 

@@ -276,7 +276,7 @@ def find_server_span(request: ServerRequest) -> ServerSpan | None:
         request.set_mark(span)
         return span
     except Exception:
-        warn_of_exception("beeline: cannot compare a request with the one around it")
+        warn_of_exception("cannot compare a request with the one around it")
         return None
 
 

@@ -55,7 +55,7 @@ def leave_span_to_error_page(
         page = _ErrorPage(span, record_status)
         scope[_PAGE_KEY] = page
     except Exception:
-        warn_of_exception("beeline: an error page of Starlette is not traced")
+        warn_of_exception("an error page of Starlette is not traced")
         return False
     try:
         asyncio.get_running_loop().call_later(PATIENCE_SECONDS, _Deadline(page).pass_by)

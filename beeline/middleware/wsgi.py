@@ -107,9 +107,9 @@ class WSGIRequest(ServerRequest):
 
 def _text(path: Any) -> str | None:
     """Return a path as text. PEP 3333 decodes its bytes as Latin-1."""
-    if not path:
-        return path  # type: ignore[no-any-return]
     try:
+        if not path or path.isascii():
+            return path  # type: ignore[no-any-return]
         text: str = path.encode("latin-1").decode("utf-8")
     except (UnicodeError, AttributeError):
         return path  # type: ignore[no-any-return]
@@ -197,7 +197,7 @@ class HoneyWSGIMiddleware:
                 try:
                     self.capture_context(span, environ, inner)
                 except Exception:
-                    warn_of_exception("beeline: hooks cannot read the contexts of a request")
+                    warn_of_exception("hooks cannot read the contexts of a request")
             try:
                 code = int(status[:3])
             except (TypeError, ValueError):

@@ -10,8 +10,6 @@ import inspect
 from functools import partial
 from typing import Any, Callable, Protocol, TypeVar
 
-from wrapt import FunctionWrapper
-
 __all__ = ["install", "once", "replace", "undo"]
 
 # Called with the original method, its object, the positional and the keyword arguments.
@@ -96,6 +94,8 @@ class _Patch(_Replacement):
     """A method that was wrapped; undone, it only calls the original, whoever still calls it."""
 
     def __init__(self, owner: Any, name: str, wrapper: Wrapper) -> None:
+        from wrapt import FunctionWrapper  # the users of `once` and `replace` do not need it
+
         self._is_enabled = True
 
         def wrap(original: Any) -> Any:

@@ -113,7 +113,7 @@ def _add_headers(kwargs: dict[str, Any], headers: dict[str, str]) -> dict[str, A
         missing = {name: value for name, value in headers.items() if name.lower() not in names}
         return {**kwargs, "headers": {**missing, **(own or {})}} if missing else kwargs
     except Exception:
-        warn_of_exception("beeline: a request is sent without its trace's headers")
+        warn_of_exception("a request is sent without its trace's headers")
         return kwargs
 
 

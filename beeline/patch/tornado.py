@@ -304,7 +304,7 @@ def _send_untraced(handler: Any, describe: Callable[[], dict[str, Any]]) -> None
             incoming = TornadoRequest(handler.request, type(handler))
             beeline.send_now({**incoming.request_context(), **describe()})
     except Exception:
-        warn_of_exception("beeline: a request is not logged")
+        warn_of_exception("a request is not logged")
 
 
 def _start_exchange(delegate: Any) -> _Exchange | None:

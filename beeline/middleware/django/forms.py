@@ -13,7 +13,7 @@ from beeline.masking import MASK, mask_parameters
 from beeline.middleware.server_span import ServerSpan
 from libhoney.internal import is_interrupt
 
-FIELD = "request.post"
+FORM_FIELD = "request.post"
 
 _URLENCODED = "application/x-www-form-urlencoded"
 _MULTIPART = "multipart/form-data"
@@ -28,7 +28,7 @@ def form_fields(request: Any, read: Callable[[Any], dict[str, Any] | None]) -> d
         if current is not None and current.settings.request_bodies:
             form = read(request)
             if form is not None:
-                return {FIELD: mask_parameters(form)}
+                return {FORM_FIELD: mask_parameters(form)}
     except Exception as error:  # too many fields, or already read: the view handles that
         if is_interrupt(error):
             raise
@@ -61,7 +61,7 @@ def mask_sensitive(span: ServerSpan, request: Any) -> None:
 
     An interrupt sends the span without its form and is re-raised.
     """
-    form = span.root.event._data.get(FIELD)
+    form = span.root.event._data.get(FORM_FIELD)
     if form is not None:
         span.add(lambda: _masked_form(form, request))
 
@@ -71,4 +71,4 @@ def _masked_form(form: Any, request: Any) -> dict[str, Any]:
     if not sensitive or not isinstance(form, Mapping):
         return {}
     names = form if sensitive == "__ALL__" else sensitive
-    return {FIELD: {**form, **{name: MASK for name in names if name in form}}}
+    return {FORM_FIELD: {**form, **{name: MASK for name in names if name in form}}}

@@ -13,7 +13,7 @@ from django.core.signals import got_request_exception
 import beeline
 from beeline.internal import warn_of_exception
 from beeline.masking import exception_text
-from beeline.middleware.django import forms
+from beeline.middleware.django.forms import form_fields, form_read_by_view, read_form
 from beeline.middleware.django.queries import trace_queries
 from beeline.middleware.django.request import DjangoRequest, response_fields
 from beeline.middleware.django.span import (
@@ -210,14 +210,14 @@ class HoneyMiddlewareWithPOST(HoneyMiddleware):
     def get_context_from_request(self, request: Any) -> dict[str, Any]:
         """Return the fields known at the start, with `request.post`."""
         fields = super().get_context_from_request(request)
-        return {**fields, **forms.form_fields(request, forms.read_form)}
+        return {**fields, **form_fields(request, read_form)}
 
     def get_context_from_response(self, request: Any, response: Any) -> dict[str, Any]:
         """Return the fields known at the response, with a form that only the view may read."""
         fields = super().get_context_from_response(request, response)
         ours = HoneyMiddlewareWithPOST.get_context_from_request
         if type(self).get_context_from_request is ours:
-            fields.update(forms.form_fields(request, forms.form_read_by_view))
+            fields.update(form_fields(request, form_read_by_view))
         return fields
 
 
@@ -242,7 +242,7 @@ def _call_override(
     try:
         return dict(method(*args))
     except Exception:
-        warn_of_exception("fields of a middleware's own are missing")
+        warn_of_exception("fields of an overridden middleware method are missing")
         return None
 
 

@@ -111,7 +111,7 @@ def _open_connections() -> list[Any]:
         known = connections._connections  # not `all()`: before Django 4.1 it creates the others
         return [getattr(known, alias) for alias in connections if hasattr(known, alias)]
     except Exception:
-        warn_of_exception("beeline: queries of open database connections are not traced")
+        warn_of_exception("queries of open database connections are not traced")
         return []
 
 

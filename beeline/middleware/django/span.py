@@ -9,7 +9,7 @@ from typing import Any, Callable
 from asgiref.sync import sync_to_async
 
 from beeline.internal import warn_of_exception
-from beeline.middleware.django import forms
+from beeline.middleware.django.forms import FORM_FIELD, mask_sensitive
 from beeline.middleware.django.request import DjangoRequest, response_fields, route_fields
 from beeline.middleware.django.state import RequestState
 from beeline.middleware.django.streaming import is_streamed, trace_content
@@ -68,7 +68,7 @@ def fail_span(span: ServerSpan, request: Any, error: BaseException) -> None:
     """Send the span of a request without a response."""
     try:
         span.record_error(error)
-        forms.mask_sensitive(span, request)
+        mask_sensitive(span, request)
         if isinstance(error, Exception):
             span.add(lambda: {"response.status_code": 500, **route_fields(request)})
             span.finish()
@@ -143,17 +143,17 @@ def _add_response(
         span.add_fields(context)
     else:
         _add_safely(span, lambda: response_fields(request, response))
-    forms.mask_sensitive(span, request)
+    mask_sensitive(span, request)
 
 
 def _add_safely(span: ServerSpan, describe: Callable[[], Mapping[str, Any]]) -> None:
     """Add fields that cannot hold a secret, after an override has failed; remove the others."""
-    for name in ("request.query", forms.FIELD):
+    for name in ("request.query", FORM_FIELD):
         span.root.remove_context_field(name)
     span.add(describe)
 
 
 def _send_without_form(span: ServerSpan) -> None:
     """Send a span that was interrupted before its form's sensitive fields were masked."""
-    span.root.remove_context_field(forms.FIELD)
+    span.root.remove_context_field(FORM_FIELD)
     span.finish()
