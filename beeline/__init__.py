@@ -25,10 +25,11 @@ except Exception as error:
     raise
 
 from beeline import core, decorators
-from beeline.aiotrace import AsyncioTracer
 from beeline.core import USER_AGENT_ADDITION, Beeline, in_async_code
-from beeline.noop import NOOP_SPAN, NoopSpan
-from beeline.trace import Span, SpanScope, SynchronousTracer, traced_impl
+from beeline.decorators import traced_impl
+from beeline.scope import SpanScope
+from beeline.span import NOOP_SPAN, NoopSpan, Span
+from beeline.tracer import AsyncioTracer, SynchronousTracer
 from libhoney.client import DEFAULT_API_HOST, Client, IsClassicKey
 from libhoney.internal import find_caller
 
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from typing import Any, Callable, TypeVar
 
+    from beeline.hooks import PresendHook, SamplerHook
     from beeline.propagation import Request
-    from beeline.trace import PresendHook, SamplerHook
 
     F = TypeVar("F", bound=Callable[..., Any])
 
@@ -171,9 +172,19 @@ def init(
         # A forked child: events that are queued here are the child's own.
         _GBL.close()
     _GBL = Beeline(**settings)
+    config.active = _GBL.settings
     _INITPID = os.getpid()
     _init_place, _init_settings = place, settings
     _is_off = False
+
+
+def __getattr__(name: str) -> Any:
+    """Import an old path, such as `beeline.trace`, when it is first used without an import."""
+    if name in ("aiotrace", "internal", "trace"):
+        import importlib
+
+        return importlib.import_module(f"beeline.{name}")
+    raise AttributeError(f"module 'beeline' has no attribute {name!r}")
 
 
 def get_beeline() -> Beeline | None:
@@ -196,7 +207,12 @@ def close(timeout: float = 10.0) -> bool:
     """
     global _GBL, _is_off
     current, _GBL, _is_off = _GBL, None, False
-    return current.close(timeout) if current is not None else True
+    if current is None:
+        return True
+    from beeline import config
+
+    config.active = None
+    return current.close(timeout)
 
 
 def add_context(data: Mapping[str, Any]) -> None:
@@ -253,6 +269,9 @@ def tracer(
     scope._trace_id = trace_id
     scope._parent_id = parent_id
     return scope
+
+
+decorators.process_tracer = tracer
 
 
 class _NoopScope:

@@ -1,10 +1,6 @@
-"""Old names: tracing is the same in asyncio as in threads."""
+"""An old import path: tracing is the same in asyncio as in threads."""
 
-from beeline.decorators import untraced
-from beeline.trace import Tracer, traced_impl
+from beeline.decorators import traced_impl, untraced
+from beeline.tracer import AsyncioTracer
 
 __all__ = ["AsyncioTracer", "traced_impl", "untraced"]
-
-
-class AsyncioTracer(Tracer):
-    """The tracer's name where `Beeline` is made inside a running event loop."""

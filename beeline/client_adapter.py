@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from beeline.internal import LOGGER_NAME
+from beeline.diagnostics import LOGGER_NAME
 from libhoney import FieldHolder
 from libhoney.internal import is_interrupt, warn_once
 

@@ -37,6 +37,10 @@ class Settings(NamedTuple):
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
+# Those of the Beeline that `beeline.init` made; None before `init` and after `close`.
+active: Settings | None = None
+
+
 def resolve(
     *,
     writekey: str = "",

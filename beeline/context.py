@@ -17,28 +17,27 @@ if TYPE_CHECKING:
     from contextvars import Context
     from typing import Any
 
-    from beeline.trace import Span
-
-_active: ContextVar[Span | None] = ContextVar("beeline_active_span", default=None)
+# `Any` stands for a `beeline.span.Span`, whose module imports this one, or None.
+_active: ContextVar[Any] = ContextVar("beeline_active_span", default=None)
 
 get_active = _active.get
 set_active = _active.set
 
 
-def activate(span: Span | None) -> Span | None:
+def activate(span: Any) -> Any:
     """Make a span the active one, or none; return the one that was."""
     previous = get_active()
     set_active(span)
     return previous
 
 
-def get_current() -> Span | None:
+def get_current() -> Any:
     """Return the span that new spans here are children of, or None; leave those that ended."""
     span = get_active()
     return leave_ended(span) if span is not None and span.finished else span
 
 
-def leave_ended(span: Span) -> Span | None:
+def leave_ended(span: Any) -> Any:
     """Make the span around a finished one active, and return it.
 
     That is the innermost open span of the same trace. Without one, this is work that outlives its
@@ -46,11 +45,11 @@ def leave_ended(span: Span) -> Span | None:
     `GeneratorExit`: who abandoned the generator may not know of its span, and would stay in its
     trace for ever.
     """
-    ended: Span | None = span
+    ended = span
     while ended is not None and ended.finished and getattr(ended, "_is_abandoned", False):
         ended = ended.previous
     around = ended
-    while around is not None and (around.finished or around.trace is not ended.trace):  # type: ignore[union-attr]
+    while around is not None and (around.finished or around.trace is not ended.trace):
         around = around.previous
     if around is None:
         around = ended
@@ -59,7 +58,7 @@ def leave_ended(span: Span) -> Span | None:
     return around
 
 
-def forget_ended_around(span: Span) -> None:
+def forget_ended_around(span: Any) -> None:
     """Forget the finished spans around a finished one.
 
     Work that starts its successor from inside its span (a timer, a task) would chain them all.
@@ -67,6 +66,28 @@ def forget_ended_around(span: Span) -> None:
     around = span.previous
     while around is not None and around.finished:
         around = around.previous
+    reparent(span, around)
+
+
+def remove_from_stack(span: Any) -> None:
+    """Remove a finished span from the active ones here, with those that finished inside it."""
+    inside = []
+    inner = get_active()
+    while inner is not span:
+        if inner is None or inner.depth <= span.depth:  # it is not around the active span
+            return
+        inside.append(inner)
+        inner = inner.previous
+    around = span.previous
+    for inner in reversed(inside):
+        if not inner.finished:
+            reparent(inner, around)
+            around = inner
+    set_active(around)
+
+
+def reparent(span: Any, around: Any) -> None:
+    """Put a span directly inside another, or none."""
     span.previous = around
     span.depth = around.depth + 1 if around is not None else 0
 
@@ -81,9 +102,9 @@ class SuspendedSpan:
 
     __slots__ = ("_outside", "span")
 
-    def __init__(self, span: Span | None) -> None:
+    def __init__(self, span: Any) -> None:
         self.span = span
-        self._outside: tuple[Span | None, Any] | None = None
+        self._outside: tuple[Any, Any] | None = None
 
     def __enter__(self) -> None:
         outside = get_active()

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from functools import partial
 
 from beeline import propagation
-from beeline.aiotrace import AsyncioTracer
 from beeline.context import get_current, set_active
 from beeline.decorators import check_name, traced, traced_thread
-from beeline.internal import LOGGER_NAME
+from beeline.diagnostics import LOGGER_NAME
+from beeline.fields import merge
 from beeline.propagation import default
-from beeline.trace import SpanScope, SynchronousTracer, Tracer, merge
+from beeline.scope import SpanScope
+from beeline.tracer import AsyncioTracer, SynchronousTracer, Tracer
 from beeline.version import VERSION
 from libhoney import internal
 from libhoney.client import DEFAULT_API_HOST, Client
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from typing import Any, Callable
 
     from beeline.config import PropagateTo
-    from beeline.trace import ParserHook, PresendHook, PropagationHook, SamplerHook
+    from beeline.hooks import ParserHook, PresendHook, PropagationHook, SamplerHook
 
 USER_AGENT_ADDITION = f"beeline-python/{VERSION}"
 
@@ -345,13 +346,13 @@ def _import_for_errors() -> None:
     import hashlib  # noqa: F401
     import urllib.parse  # noqa: F401
 
-    from beeline import masking
+    from beeline import scrubbing
 
     try:
         getattr(None, "attribute")  # noqa: B009
     except AttributeError as error:  # `traceback` imports some modules when it needs them
-        masking.exception_text(error)
-        masking.exception_traceback(error)
+        scrubbing.exception_text(error)
+        scrubbing.exception_traceback(error)
 
 
 def in_async_code() -> bool:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     F = TypeVar("F", bound=Callable[..., Any])
 
 
+# `beeline.tracer`, which the package sets: it opens a span with whichever Beeline there is then.
+process_tracer: Callable[..., Any]
+
+
 def check_name(call: str, name: object) -> None:
     """Raise TypeError for a decorator used without the span's name, as in `@beeline.traced`."""
     if callable(name) or isinstance(name, (staticmethod, classmethod)):
@@ -228,6 +232,20 @@ def _within(fn: Any, span: Any) -> Callable[[], SuspendedSpan]:
     """Return what makes the context managers in which `span`, or none, is active for `fn`."""
     kind = _CoroutineWithin if _kind_of(fn) == "coroutine function" else SuspendedSpan
     return functools.partial(kind, span)
+
+
+def traced_impl(
+    tracer_fn: Callable[..., Any],
+    name: str,
+    trace_id: str | None = None,
+    parent_id: str | None = None,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that runs a function inside what `tracer_fn` returns.
+
+    `tracer_fn` is called each time with `name`, `trace_id` and `parent_id`, as `beeline.tracer` is.
+    """
+    open_span = functools.partial(tracer_fn, name=name, trace_id=trace_id, parent_id=parent_id)
+    return traced(open_span)
 
 
 def traced_thread(fn: F) -> F:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable
 
 import beeline
-from beeline.internal import LOGGER_NAME, warn_of_exception
+from beeline.diagnostics import LOGGER_NAME, warn_of_exception
 from beeline.middleware.server_request import SERVER_SPAN_KEY, ServerRequest, request_fields
 from beeline.middleware.server_span import (
     ServerSpan,

@@ -9,6 +9,7 @@ from typing import Any, Callable, TypeVar
 from urllib.parse import quote_plus, urlencode
 
 import beeline
+from beeline.ids import forget_ids
 from beeline.middleware.server_request import ServerRequest
 from beeline.middleware.server_span import (
     current_server_span,
@@ -16,7 +17,7 @@ from beeline.middleware.server_span import (
     start_server_span,
 )
 from beeline.propagation import Request
-from beeline.trace import forget_ids, record_exception
+from beeline.span import record_exception
 from libhoney.internal import is_interrupt
 
 __all__ = ["COLD_START", "LambdaRequest", "beeline_wrapper"]

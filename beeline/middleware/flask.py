@@ -16,7 +16,7 @@ from typing import Any, Callable
 import flask
 from werkzeug.wsgi import ClosingIterator
 
-from beeline.internal import warn_of_exception
+from beeline.diagnostics import warn_of_exception
 from beeline.middleware import sqlalchemy, wsgi
 from beeline.middleware.server_request import SERVER_SPAN_KEY
 from beeline.middleware.server_span import ServerSpan, unfinished_span

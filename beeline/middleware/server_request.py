@@ -6,8 +6,8 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-from beeline.masking import mask_query
 from beeline.propagation import Request
+from beeline.scrubbing import mask_query
 
 # In the environ or scope: the span of its request.
 SERVER_SPAN_KEY = "beeline.server_span"

@@ -24,8 +24,8 @@ from typing import Any, Callable
 
 import beeline
 from beeline.context import SuspendedSpan, activate, get_active, set_active
-from beeline.internal import LOGGER_NAME, interrupted_by, warn_of_exception
-from beeline.masking import exception_text
+from beeline.diagnostics import LOGGER_NAME, warn_of_exception
+from beeline.exceptions import interrupted_by
 from beeline.middleware.server_request import (
     ServerRequest,
     has_same_client,
@@ -33,8 +33,17 @@ from beeline.middleware.server_request import (
     holds_event,
 )
 from beeline.propagation import Request
-from beeline.trace import Span, Tracer
+from beeline.propagation.upstream import reserve_fields
+from beeline.scrubbing import exception_text
+from beeline.span import Span
+from beeline.tracer import Tracer
 from libhoney.internal import warn_once
+
+reserve_fields(
+    *("request.content_length", "request.error", "request.error_detail", "request.host"),
+    *("request.method", "request.path", "request.query", "request.remote_addr"),
+    *("request.route", "request.scheme", "request.user_agent", "response.status_code"),
+)
 
 
 class ServerSpan(SuspendedSpan):

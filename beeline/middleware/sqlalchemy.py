@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from beeline.internal import interrupted_by, warn_of_exception
-from beeline.masking import exception_text
+from beeline.diagnostics import warn_of_exception
+from beeline.exceptions import interrupted_by
 from beeline.middleware.query_span import (
     MAX_ARGS,
     QuerySpan,
@@ -17,6 +17,7 @@ from beeline.middleware.query_span import (
     result_fields,
     start_query_span,
 )
+from beeline.scrubbing import exception_text
 
 __all__ = ["trace_all_engines", "trace_engine"]
 

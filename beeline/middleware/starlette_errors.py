@@ -19,7 +19,7 @@ import sys
 from collections.abc import MutableMapping
 from typing import Any, Callable
 
-from beeline.internal import warn_of_exception
+from beeline.diagnostics import warn_of_exception
 from beeline.middleware.server_span import ServerSpan
 from beeline.patch._install import replace
 

@@ -8,11 +8,12 @@ from typing import Any, Callable
 from urllib.parse import unquote
 
 from beeline.context import get_active, set_active
-from beeline.internal import call_original, warn_of_exception
-from beeline.masking import mask_query
+from beeline.diagnostics import warn_of_exception
 from beeline.middleware.server_request import SERVER_SPAN_KEY, ServerRequest
 from beeline.middleware.server_span import ServerSpan, find_server_span, start_server_span
 from beeline.middleware.streaming import TracedSteps
+from beeline.scrubbing import mask_query
+from beeline.wrapping import call_original
 
 __all__ = ["HoneyWSGIMiddleware", "WSGIRequest"]
 

@@ -11,7 +11,7 @@ import requests
 from wrapt import wrap_function_wrapper  # exported
 
 import beeline
-from beeline.internal import LOGGER_NAME, warn_of_exception
+from beeline.diagnostics import LOGGER_NAME, warn_of_exception
 from beeline.patch._install import install
 from beeline.patch.client_span import ClientSpan, start_client_span
 from libhoney.internal import get_logger, is_interrupt, warn_once

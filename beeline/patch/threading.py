@@ -13,9 +13,10 @@ from typing import Any, Callable
 
 import beeline
 from beeline.context import SuspendedSpan, get_active
-from beeline.internal import call_original, warn_of_exception
+from beeline.diagnostics import warn_of_exception
 from beeline.patch._install import install
-from beeline.trace import Span
+from beeline.span import Span
+from beeline.wrapping import call_original
 
 __all__ = ["beeline"]
 

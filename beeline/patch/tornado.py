@@ -17,13 +17,17 @@ from wrapt import wrap_function_wrapper  # exported
 
 import beeline
 from beeline.context import activate, get_active
-from beeline.internal import call_original, warn_of_exception
-from beeline.masking import exception_text
+from beeline.diagnostics import warn_of_exception
 from beeline.middleware.server_request import ServerRequest, request_fields
 from beeline.middleware.server_span import ServerSpan, start_server_span
 from beeline.patch._install import install
-from beeline.trace import Span
+from beeline.propagation.upstream import reserve_fields
+from beeline.scrubbing import exception_text
+from beeline.span import Span
+from beeline.wrapping import call_original
 from libhoney.internal import is_interrupt
+
+reserve_fields("tornado.handler")
 
 # Applications rely on what `from beeline.patch.tornado import *` imports.
 __all__ = ["beeline", "log_exception", "log_request", "tornado", "wrap_function_wrapper"]

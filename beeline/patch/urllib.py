@@ -16,7 +16,7 @@ from wrapt import wrap_function_wrapper  # exported
 
 import beeline
 from beeline.context import get_active
-from beeline.internal import warn_of_exception
+from beeline.diagnostics import warn_of_exception
 from beeline.patch._install import install
 from beeline.patch.client_span import ClientSpan, start_client_span
 from libhoney.internal import is_interrupt

@@ -10,7 +10,7 @@ import binascii
 from itertools import islice
 
 from beeline import propagation
-from beeline.internal import LOGGER_NAME
+from beeline.diagnostics import LOGGER_NAME
 from beeline.propagation import PropagationContext, Request
 from libhoney.internal import get_logger, is_interrupt, warn_of_trouble
 
@@ -80,6 +80,11 @@ def marshal_propagation_context(propagation_context: PropagationContext | None) 
         start = f"dataset={encoded}," if len(encoded) <= _MAX_ENCODED_DATASET else ""
     context = binascii.b2a_base64(_fields_json(propagation_context.trace_fields), newline=False)
     return f"1;{start}trace_id={trace_id},parent_id={parent_id},context={context.decode()}"
+
+
+def marshal_trace_context(trace_id: str, parent_id: str, context: dict[str, Any]) -> str | None:
+    """Return a header's value. Deprecated: use `marshal_propagation_context`."""
+    return marshal_propagation_context(PropagationContext(trace_id, parent_id, context))
 
 
 def unmarshal_propagation_context(trace_header: str) -> Unmarshalled:

@@ -16,6 +16,7 @@ import beeline
 from beeline.aiotrace import AsyncioTracer
 from beeline.trace import SynchronousTracer
 from libhoney.transmission import FileTransmission
+from tests import introspect
 from tests.receiver import Receiver
 
 from .conftest import CLASSIC_KEY, KEY, Application
@@ -455,12 +456,10 @@ def test_fork_while_another_thread_adds_a_rollup(app: Application) -> None:
     import signal
     import threading
 
-    from beeline import trace
-
     held, release = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with trace._rollup_lock:
+        with introspect.rollup_lock():
             held.set()
             release.wait(30)
 

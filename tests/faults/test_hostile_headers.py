@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from tornado import httpserver, netutil, web
 
 import beeline
+import beeline.patch.jinja2
 import beeline.patch.requests
 import beeline.patch.tornado
 from beeline.middleware import django, wsgi

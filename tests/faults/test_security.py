@@ -25,8 +25,8 @@ import beeline
 import beeline.patch.requests
 import beeline.patch.urllib
 import libhoney
-from beeline.masking import exception_text, mask_parameters, mask_query, mask_url
 from beeline.propagation import DictRequest, w3c
+from beeline.scrubbing import exception_text, mask_parameters, mask_query, mask_url
 from libhoney import Client
 from libhoney.transmission import (
     FileTransmission,

@@ -9,8 +9,8 @@ from django.conf import settings
 from django.http import QueryDict
 
 import beeline
-from beeline.masking import MASK, mask_parameters
 from beeline.middleware.server_span import ServerSpan
+from beeline.scrubbing import MASK, mask_parameters
 from libhoney.internal import is_interrupt
 
 FORM_FIELD = "request.post"

@@ -11,8 +11,7 @@ from django.conf import settings
 from django.core.signals import got_request_exception
 
 import beeline
-from beeline.internal import warn_of_exception
-from beeline.masking import exception_text
+from beeline.diagnostics import warn_of_exception
 from beeline.middleware.django.forms import form_fields, form_read_by_view, read_form
 from beeline.middleware.django.queries import trace_queries
 from beeline.middleware.django.request import DjangoRequest, response_fields
@@ -25,6 +24,7 @@ from beeline.middleware.django.span import (
 )
 from beeline.middleware.django.state import RequestState, find_thread_locals
 from beeline.middleware.server_span import ServerSpan, unfinished_span, warn_before_init
+from beeline.scrubbing import exception_text
 
 try:
     from asgiref.sync import iscoroutinefunction, markcoroutinefunction

@@ -11,8 +11,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from beeline.context import get_active
-from beeline.internal import interrupted_by, warn_of_exception
-from beeline.masking import exception_text, text_of
+from beeline.diagnostics import warn_of_exception
+from beeline.exceptions import interrupted_by
 from beeline.middleware.query_span import (
     MAX_ARGS,
     QuerySpan,
@@ -22,7 +22,8 @@ from beeline.middleware.query_span import (
     start_query_span,
 )
 from beeline.patch._install import once, undo
-from beeline.trace import record_exception
+from beeline.scrubbing import exception_text, text_of
+from beeline.span import record_exception
 
 __all__ = ["HoneyDBWrapper", "trace_queries", "untrace_queries"]
 

@@ -10,13 +10,17 @@ from typing import Any
 from asgiref.sync import AsyncToSync, SyncToAsync
 from django.conf import settings
 
-from beeline.masking import mask_parameters
 from beeline.middleware.server_request import SERVER_SPAN_KEY
 from beeline.middleware.wsgi import WSGIRequest
+from beeline.propagation.upstream import reserve_fields
+from beeline.scrubbing import mask_parameters
 from libhoney.internal import is_interrupt
+
+reserve_fields("django.view_func", "request.post", "request.secure", "request.xhr")
 
 # Queries that Django decodes to the same text.
 _is_plain_query = re.compile(r"[\w.~-]+=[\w.~-]*(?:&[\w.~-]+=[\w.~-]*)*", re.ASCII).fullmatch
+
 # How many decorators around a view are searched for its name: they might form a circle.
 _MAX_WRAPPERS = 100
 

@@ -8,7 +8,7 @@ from typing import Any, Callable
 
 from asgiref.sync import sync_to_async
 
-from beeline.internal import warn_of_exception
+from beeline.diagnostics import warn_of_exception
 from beeline.middleware.django.forms import FORM_FIELD, mask_sensitive
 from beeline.middleware.django.request import DjangoRequest, response_fields, route_fields
 from beeline.middleware.django.state import RequestState

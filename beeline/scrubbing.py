@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import quote, unquote
 
-import beeline
-from beeline.internal import stringify_exception
+from beeline import config
+from beeline.exceptions import stringify_exception
 from libhoney.internal import is_interrupt
 
 _USER_INFO = re.compile(r"(?:(?<=//)|^)[^/?#]+@")
@@ -154,8 +154,8 @@ def _looks_secret(name: str) -> bool:
 
 
 def _masks_urls() -> bool:
-    current = beeline.get_beeline()
-    return current is None or current.settings.mask_urls
+    settings = config.active
+    return settings is None or settings.mask_urls
 
 
 def _mask(text: str, user_info: re.Pattern[str], value: re.Pattern[str]) -> str:
@@ -234,8 +234,8 @@ def _without_details(text: str, error: BaseException) -> str:
 
 def _without_key(text: str) -> str:
     """Take our own key out of a text: a traceback quotes the line of code that names it."""
-    current = beeline.get_beeline()
-    key = current.settings.writekey if current is not None else ""
+    settings = config.active
+    key = settings.writekey if settings is not None else ""
     return text.replace(key, MASK) if len(key) >= _MIN_KEY_LENGTH else text
 
 
@@ -246,8 +246,8 @@ def _replace(text: str, whole: str, shown: str) -> str:
 
 
 def _hides_parameters() -> bool:
-    current = beeline.get_beeline()
-    return current is not None and not current.settings.db_query_args
+    settings = config.active
+    return settings is not None and not settings.db_query_args
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import beeline
-from beeline.masking import (
+from beeline.middleware.sqlalchemy import trace_engine
+from beeline.middleware.wsgi import HoneyWSGIMiddleware
+from beeline.scrubbing import (
     exception_text,
     exception_traceback,
     mask_parameters,
     mask_query,
     mask_url,
 )
-from beeline.middleware.sqlalchemy import trace_engine
-from beeline.middleware.wsgi import HoneyWSGIMiddleware
 from tests.receiver import Receiver
 from tests.servers.helpers import Sent, fetch, serve
 
@@ -635,5 +635,5 @@ def test_import_is_light() -> None:
     """`import beeline` does not import masking, which is needed for exceptions and URLs alone."""
     import subprocess
 
-    program = "import sys, beeline; sys.exit('beeline.masking' in sys.modules)"
+    program = "import sys, beeline; sys.exit('beeline.scrubbing' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -1,0 +1,51 @@
+"""Trace fields that an upstream service sends: which of them become fields of spans here.
+
+Anybody may send the header. So its fields never replace what this service says of itself: names
+that spans here set themselves, at times, are reserved. The tracer's are reserved here; each module
+that sets others reserves them when it is imported, before its first span. A service that never
+imports it does not set them, so there an upstream may.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from libhoney import FieldHolder
+
+# Trace fields that travel with a trace without being fields of its events (W3C Trace Context).
+_CARRIED = frozenset({"traceflags", "tracestate"})
+_RESERVED_PREFIXES = ("trace.", "meta.", "service", "rollup.")
+_reserved = {
+    *("name", "type", "duration_ms", "parser_hook_error"),
+    *("app.exception_type", "app.exception_string", "app.exception_stacktrace"),
+}
+
+
+def reserve_fields(*names: str) -> None:
+    """Ignore fields of these names in headers from now on: spans of this process set them."""
+    _reserved.update(names)
+
+
+def take_over_fields(trace: Any, upstream_fields: Any, common: FieldHolder) -> None:
+    """Add an upstream's fields to a trace, except reserved ones and those `common` to all events.
+
+    Fields that only travel on are kept apart, in `trace.carried`.
+    """
+    if not isinstance(upstream_fields, Mapping):
+        return
+    own = {getattr(fn, "__name__", type(fn).__name__) for fn in tuple(common._dyn_fields)}
+    own.update(common._data)
+    for name, value in upstream_fields.items():
+        if name in _CARRIED:
+            trace.carried[name] = value
+        elif not (
+            not isinstance(name, str)
+            or name in own
+            or name in _reserved
+            or name.startswith(_RESERVED_PREFIXES)
+        ):
+            trace.fields[name] = value
