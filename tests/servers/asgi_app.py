@@ -16,7 +16,7 @@ beeline.init(send_frequency=float(os.environ.get("SEND_FREQUENCY", "60")))
 
 
 def say_ready() -> None:
-    """Write a byte to where the test waits for each worker."""
+    """Write a byte to the pipe on which the test waits for each worker."""
     with open(os.environ["READY"], "wb", buffering=0) as ready:
         ready.write(b".")
 

@@ -1,4 +1,4 @@
-"""Real servers for applications under test, a plain client, and what a Beeline sent."""
+"""Real servers for applications under test, a plain client, and the events received."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 class Sent:
-    """What this process's Beeline sends to a receiver."""
+    """The events that this process's Beeline sends to a receiver."""
 
     def __init__(self, receiver: Receiver) -> None:
         self.receiver = receiver
@@ -187,7 +187,7 @@ def listening_socket() -> socket.socket:
 
 
 class Server:
-    """A server that runs as a program of its own; `log` is what it has written so far."""
+    """A server that runs as a separate program; `log` is its output so far."""
 
     def __init__(self, process: subprocess.Popen[bytes], output: Path, url: str = "") -> None:
         self.process = process
@@ -196,7 +196,7 @@ class Server:
 
     @property
     def log(self) -> str:
-        """What the server has written so far."""
+        """The output of the server so far."""
         return self._output.read_text(errors="replace")
 
     def ask(self, count: int, path: str = "work", clients: int = 8, first: int = 0) -> list[str]:

@@ -28,7 +28,7 @@ _POSTED = re.compile(rf"{_API}/invocation/([\w-]+)/(response|error)")
 
 
 class Posted(NamedTuple):
-    """What the runtime posted for an invocation."""
+    """The result that the runtime posted for an invocation."""
 
     request_id: str
     failed: bool
@@ -63,7 +63,7 @@ class LambdaRuntime:
         self._init_error: Any = None
 
     def invoke(self, event: Any, seconds: float = 60.0) -> Posted:
-        """Invoke the function with so much time to run; return what it posted."""
+        """Invoke the function with so much time to run; return its result."""
         return self.wait(self.begin(event, seconds))
 
     def begin(self, event: Any, seconds: float = 60.0) -> str:
@@ -73,7 +73,7 @@ class LambdaRuntime:
         return request_id
 
     def wait(self, request_id: str) -> Posted:
-        """Wait for what the function posts for an invocation."""
+        """Wait for the function's result of an invocation."""
         with self._changed:
             self._changed.wait_for(lambda: request_id in self._posted or self._init_error, TIMEOUT)
             if request_id not in self._posted:
@@ -82,11 +82,11 @@ class LambdaRuntime:
             return self._posted[request_id]
 
     def signal(self, number: int) -> None:
-        """Send a signal to the function's processes, as one: SIGSTOP is what Lambda's freeze is."""
+        """Send a signal to the function's processes, as one: SIGSTOP is like Lambda's freeze."""
         os.killpg(self.process.pid, number)
 
     def end(self) -> None:
-        """Kill the function's processes; have what they printed as `log`."""
+        """Kill the function's processes; keep their output as `log`."""
         if self.process.stdout and not self.process.stdout.closed:
             with suppress(ProcessLookupError):
                 self.signal(signal.SIGKILL)
@@ -102,7 +102,7 @@ class LambdaRuntime:
         return None
 
     def post(self, path: str, body: Any) -> None:
-        """Take what the function posted."""
+        """Read the result that the function posted."""
         posted = _POSTED.fullmatch(path)
         with self._changed:
             if posted is None:

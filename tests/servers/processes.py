@@ -17,7 +17,7 @@ def init() -> None:
 
 
 def work(number: int) -> int:
-    """Make a span; initialise first where the parent's `init` did not come along."""
+    """Make a span; initialize first if the parent's `init` was not inherited."""
     init()  # ignored where it did
     with beeline.tracer("child"):
         beeline.add_context_field("app.number", number)

@@ -313,7 +313,7 @@ def _ids(spans: list[dict[str, Any]]) -> set[Any]:
 
 @contextmanager
 def named(framework: str, server: str) -> Iterator[str]:
-    """Give a row's name, with the versions of what it runs."""
+    """Return a row's name, with the versions of its packages."""
     distribution = {"AWS Lambda": "awslambdaric"}.get(framework, framework.lower())
     first = server.partition(" ")[0].partition(",")[0].lower()
     parts = [framework if " " in framework else f"{framework} {version(distribution)}"]

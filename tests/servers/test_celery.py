@@ -130,7 +130,7 @@ def test_events_leave_while_working(receiver: Receiver) -> None:
 
 
 def test_processes_that_are_replaced(receiver: Receiver) -> None:
-    """With `--max-tasks-per-child` a process that ends sends what it has; so does the next."""
+    """With `--max-tasks-per-child` a process that ends sends its events; so does the next."""
     with worker(receiver, *PREFORK, "--max-tasks-per-child=4") as celery:
         assert len(celery.run(16)) > 2
         celery.end()

@@ -150,7 +150,7 @@ class TestEnd:
 
     @pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM to handle")
     def test_sigterm_with_a_handler(self, receiver: Receiver) -> None:
-        """A program that turns SIGTERM into an exit, as servers do, sends what it has."""
+        """A program that turns SIGTERM into an exit, as servers do, sends its events."""
         program = INIT + (
             "import signal, time\n"
             "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
@@ -182,7 +182,7 @@ class TestEnd:
 @needs_fork
 class TestFork:
     def test_child(self, receiver: Receiver) -> None:
-        """Parent and child each send their own spans, once; what waited is the parent's."""
+        """Parent and child each send their own spans, once; the queue stays the parent's."""
         program = INIT + (
             "with beeline.tracer('before'): pass\n"
             "child = os.fork()\n"
@@ -230,7 +230,7 @@ class TestFork:
         assert child["trace.span_id"] != parent["trace.span_id"]
 
     def test_init_again_in_the_child(self, receiver: Receiver) -> None:
-        """`init` in a forked child starts anew and sends; what waited stays the parent's."""
+        """`init` in a forked child starts afresh and sends; the queue stays the parent's."""
         program = INIT + (
             "with beeline.tracer('before'): pass\n"
             "child = os.fork()\n"

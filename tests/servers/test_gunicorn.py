@@ -183,7 +183,7 @@ def test_quick_ends(receiver: Receiver, signal_name: str) -> None:
     ],
 )
 def test_workers_that_are_replaced(receiver: Receiver, options: tuple[str, ...]) -> None:
-    """With `max_requests` a worker that ends sends what it has; so does the next one."""
+    """With `max_requests` a worker that ends sends its events; so does the next one."""
     with gunicorn(receiver, "--preload", *options) as server:
         workers = set(server.ask(60, clients=4))
         server.end()

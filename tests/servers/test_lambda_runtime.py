@@ -216,7 +216,7 @@ def test_freeze(receiver: Receiver) -> None:
 
 
 def test_several_processes(receiver: Receiver) -> None:
-    """Where the runtime forks workers for concurrent invocations, each sends its own events, and
+    """If the runtime forks workers for concurrent invocations, each sends its own events, and
     each has its cold start."""
     with run_lambda(receiver, AWS_LAMBDA_MAX_CONCURRENCY="2") as function:
         ids = [function.begin({"number": number}) for number in range(30)]

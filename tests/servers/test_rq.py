@@ -35,7 +35,7 @@ class Jobs:
         return job
 
     def status(self, job: Any) -> str:
-        """Return what RQ recorded of a job."""
+        """Return the result that RQ recorded for a job."""
         return str(getattr(job.get_status(), "value", job.get_status()))
 
     def run(self, receiver: Receiver, *options: str, **settings: str) -> tuple[str, int]:

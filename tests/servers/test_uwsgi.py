@@ -202,7 +202,7 @@ def test_every_event_arrives(receiver: Receiver, options: tuple[str, ...], impor
     ],
 )
 def test_events_leave_while_serving(receiver: Receiver, options: tuple[str, ...]) -> None:
-    """Workers send within `send_frequency`, and so does what was made before the fork."""
+    """Workers send within `send_frequency`, also the events created before the fork."""
     with uwsgi(receiver, *options, SEND_FREQUENCY="0.05") as server:
         server.ask_all()
         check(receiver, server.asked, 1)
@@ -235,8 +235,8 @@ def test_graceful_end_under_load(receiver: Receiver) -> None:
 
 
 def test_workers_that_are_replaced(receiver: Receiver) -> None:
-    """With `max-requests` a worker that ends sends what it has; so does the next one, which does
-    not send again what was made before the fork."""
+    """With `max-requests` a worker that ends sends its events; so does the next one, which does
+    not send again the events created before the fork."""
     with uwsgi(receiver, *MASTER, "--max-requests=10", "--min-worker-lifetime=0") as server:
         assert len(server.ask(30, clients=4)) > 2
         server.ask_past_replacements(10)
@@ -259,7 +259,7 @@ def test_reload(receiver: Receiver) -> None:
 
 
 def test_signals_are_for_its_own_threads(receiver: Receiver) -> None:
-    """A worker's handler ends the interpreter where the system runs it: not in a sender."""
+    """A worker's handler ends the interpreter in the thread that runs it: not in a sender."""
     with uwsgi(receiver, *MASTER, "--enable-threads", SEND_FREQUENCY="0.05") as server:
         workers = server.ask_all()
         receiver.wait_for(server.asked * 2)
@@ -317,7 +317,7 @@ def test_init_before_and_after_the_fork(receiver: Receiver, tmp_path: Path, orde
 
 
 def test_many_events_before_the_fork(receiver: Receiver, tmp_path: Path) -> None:
-    """Sending what is made before the fork keeps no worker from starting: it begins after it."""
+    """Sending events from before the fork delays no worker's start: it begins after it."""
     (tmp_path / "eager.py").write_text(
         """
 import beeline

@@ -41,7 +41,7 @@ def init() -> None:
 
 
 def serve(sockets: Any) -> None:
-    """Report that this process is ready, and serve until SIGTERM, where that is handled."""
+    """Report that this process is ready, and serve until SIGTERM, if that is handled."""
     if os.environ.get("INIT") == "child":
         init()
     loop = IOLoop.current()

@@ -10,7 +10,7 @@ from tests.servers.helpers import Sent
 
 @pytest.fixture
 def sent(receiver: Receiver) -> Sent:
-    """A Beeline that sends to the receiver, and what arrived."""
+    """A Beeline that sends to the receiver, and the events that arrived."""
     sent = Sent(receiver)
     sent.init()
     return sent

@@ -19,7 +19,7 @@ PSYCOPG = "psycopg" if SQLALCHEMY >= (2, 0) and find_spec("psycopg") else "psyco
 
 
 def database_url(database: str, directory: Path) -> str:
-    """Return a database's URL for SQLAlchemy; skip the test where it does not answer.
+    """Return a database's URL for SQLAlchemy; skip the test if it is down.
 
     SQLite's is a file of this directory.
     """

@@ -144,7 +144,7 @@ class TestRequest:
         ],
     )
     def test_path_below_the_mount(self, root_path: str, path: str, below: str) -> None:
-        """The path is the one below where the application is mounted, whoever says where."""
+        """The path is the one below the mount point, whoever sets it."""
         scope = {"type": "http", "root_path": root_path, "path": path}
         assert ASGIRequest("x", scope).path() == below
 
@@ -414,7 +414,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
     def test_exceptions_that_are_no_errors(self, sent: Sent, kind: type[BaseException]) -> None:
-        """Also what ends a worker or a task leaves as it was; nobody sees a status. An exit with an
+        """An exit of a worker or a task is re-raised unchanged; there is no status. An exit with an
         error is recorded as one, the others only by the name of their class."""
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -527,7 +527,7 @@ class TestErrors:
         assert sent.names == ["asgi_http_get"]
 
     def test_odd_route(self, sent: Sent) -> None:
-        """What cannot be looked at in the scope costs its own field alone."""
+        """A value of the scope that cannot be read costs only its own field."""
 
         class Odd:
             def __getattr__(self, name: str) -> Any:
@@ -574,7 +574,7 @@ class TestEnd:
         assert "request.error" not in root
 
     def test_work_after_the_response(self, sent: Sent, server: str) -> None:
-        """What the application does after its response is in the trace; the root has ended.
+        """Work after the response is in the trace; the root span has ended.
 
         So it is for spans that are open around the end, and for those that start after it.
         """
@@ -809,7 +809,7 @@ class TestIncoming:
         assert "trace_id=abc," in sent_on[0]["X-Honeycomb-Trace"]
 
     def test_w3c_header(self, sent: Sent, server: str) -> None:
-        """`traceparent` is continued where there is no Honeycomb header, in upper case too."""
+        """`traceparent` is continued if there is no Honeycomb header, in upper case too."""
         header = f"00-{TRACE_ID.upper()}-{PARENT_ID}-01"
         with serve_asgi(HoneyASGIMiddleware(http_only(hello)), server) as url:
             fetch(url, headers={"Traceparent": header, "tracestate": "x=1"})
@@ -899,7 +899,7 @@ class TestLifespan:
         sent.init(send_frequency=60)
 
     def test_flush_at_shutdown(self, sent: Sent, server: str) -> None:
-        """What waits when a server shuts down has arrived by its end, shutdown's own events too."""
+        """Events queued at a server's shutdown arrive before its end, also the shutdown's own."""
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http":
@@ -1038,7 +1038,7 @@ class TestLifespan:
     def test_receiver_that_was_never_reached(
         self, sent: Sent, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A shutdown waits no longer than the exit would, and logs what may be lost."""
+        """A shutdown waits no longer than the exit would, and logs that events may be lost."""
         monkeypatch.setattr(lifecycle, "_request_succeeded", False)
         monkeypatch.setattr(lifecycle, "_shutdown_waited", 0.0)
         monkeypatch.setattr(lifecycle, "UNREACHED_EXIT_TIMEOUT", 0.05)

@@ -219,7 +219,7 @@ class TestStarlette:
         assert root["request.route"] in ("/shop/things/{id}", "home")
 
     def test_mounted_application_alone(self, sent: Sent) -> None:
-        """Where a mounted application alone is traced, its path is the one below the mount."""
+        """If only a mounted application is traced, its path is the one below the mount."""
         inner = Starlette(routes=[Route("/things/{id}", home)])
         app = Starlette(routes=[Mount("/shop", app=HoneyASGIMiddleware(inner)), Route("/", home)])
         with serve_asgi(app) as url:
@@ -228,7 +228,7 @@ class TestStarlette:
         assert sent.one("asgi_http_get")["request.path"] == "/things/3"
 
     def test_middleware_further_out(self, sent: Sent) -> None:
-        """What the application leaves in the scope is there for middleware around this one."""
+        """Outer middleware reads what the application leaves in the scope."""
         found = []
 
         class Outside(BaseHTTPMiddleware):
@@ -246,7 +246,7 @@ class TestStarlette:
 
 
 class TestMounts:
-    """Below a mounted application the route starts with where that one is mounted."""
+    """Below a mounted application the route starts with the mount point."""
 
     @pytest.fixture
     def app(self) -> fastapi.FastAPI:
@@ -288,7 +288,7 @@ class TestMounts:
         assert sent.one("asgi_http_get").get("request.route") in ("/pages", "http_app", None)
 
     def test_root_path(self, sent: Sent, installed: str) -> None:
-        """What a proxy has taken from the path is no mount point."""
+        """A prefix that a proxy has removed from the path is no mount point."""
         app = fastapi.FastAPI()
         app.root_path = "/api"
         app.get("/things/{id}")(lambda id: id)
@@ -297,7 +297,7 @@ class TestMounts:
         assert sent.one("asgi_http_get")["request.route"] == "/things/{id}"
 
     def test_mounted_application_alone(self, sent: Sent, server: str) -> None:
-        """Where a mounted application alone is traced, its route starts there, as its path does."""
+        """If only a mounted application is traced, its route starts there, as its path does."""
         inner = fastapi.FastAPI()
         inner.get("/things/{id}")(lambda id: id)
         app = Starlette(routes=[Mount("/shop", app=HoneyASGIMiddleware(inner))])
@@ -308,7 +308,7 @@ class TestMounts:
         assert root["request.route"] == "/things/{id}"
 
     def test_mounted_application_with_its_own(self, sent: Sent, server: str, app: Any) -> None:
-        """Where both are traced the route is the whole one, though the scope may be a copy."""
+        """If both are traced the route is the whole one, even if the scope is a copy."""
         inner = fastapi.FastAPI()
         inner.get("/things/{id}")(lambda id: id)
         inner.add_middleware(HoneyASGIMiddleware)

@@ -88,7 +88,7 @@ def sns(attributes: Any) -> dict[str, Any]:
 
 class TestFields:
     def test_whole(self, sent: Sent) -> None:
-        """The span has the handler's name, and what the context, event and answer say."""
+        """The span has the handler's name and fields of the context, the event and the response."""
         event = {"path": "/orders"}
         answer = handler(event, Context())
         span = sent.one("handler")
@@ -170,7 +170,7 @@ class TestFields:
         assert [span["app.request_id"] for span in sent.events] == ["", "", "8c1e", "8c1e", "8c1e"]
 
     def test_names(self, sent: Sent) -> None:
-        """What has no name of its own is named after its function or class."""
+        """A handler without a name is named after its function or class."""
 
         class Orders:
             def __call__(self, event: Any, context: Any) -> None:
@@ -536,7 +536,7 @@ class TestFlush:
         assert sent.names == ["handler"]
 
     def test_close_in_the_handler(self, sent: Sent) -> None:
-        """A handler may close the Beeline; what was finished before has arrived."""
+        """A handler may close the Beeline; spans finished before have arrived."""
 
         @beeline_wrapper
         def closing(event: Any, context: Any) -> str:
@@ -562,7 +562,7 @@ class TestFlush:
             closing({}, Context())
 
     def test_init_in_the_handler(self, sent: Sent) -> None:
-        """Where the handler calls `init`, that invocation's own spans arrive before its answer."""
+        """If the handler calls `init`, that invocation's spans arrive before its response."""
         beeline.close()
 
         @beeline_wrapper

@@ -120,7 +120,7 @@ def test_exception(sent: Sent, app: bottle.Bottle) -> None:
 
 
 def test_error_page_that_fails(sent: Sent, app: bottle.Bottle) -> None:
-    """Where the application's error page fails as well, its exception is recorded."""
+    """If the application's error page fails as well, its exception is recorded."""
 
     @app.error(500)
     def page(error: Any) -> str:

@@ -1,4 +1,4 @@
-"""SQLAlchemy's queries on real databases: what the drivers of each make of them."""
+"""SQLAlchemy's queries on real databases, with the drivers of each."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def session_of(connection: Connection, database: str) -> int:
 
 class TestQueries:
     def test_insert(self, sent: Sent, engine: Engine) -> None:
-        """The ORM's insert is one span with what the driver knows of rows and ids."""
+        """The ORM's insert is one span with the rows and ids that the driver reports."""
         with beeline.tracer("work"), Session(engine, future=True) as session:
             session.add(Book(title="Emma", bought=datetime(2024, 5, 6, 7, 8, 9), cover=b"\xff"))
             session.commit()
@@ -179,7 +179,7 @@ class TestQueries:
         assert [query["db.rows_affected"] for query in queries(sent)] == [2, 1, 2]
 
     def test_transactions(self, sent: Sent, engine: Engine) -> None:
-        """Savepoints are queries, in order; what is rolled back is so for the application too."""
+        """Savepoints are queries, in order; a rollback also works for the application."""
         with beeline.tracer("work"), engine.connect() as connection:
             with connection.begin():
                 with connection.begin_nested():
@@ -230,7 +230,7 @@ class TestQueries:
         assert args[-1] == "... 500 more"
 
     def test_connecting(self, sent: Sent, engine: Engine) -> None:
-        """What SQLAlchemy, or a listener, asks on a new connection is no span."""
+        """Queries of SQLAlchemy or a listener on a new connection have no span."""
 
         def ask(connection: Any, record: Any) -> None:
             cursor = connection.cursor()

@@ -87,7 +87,7 @@ Serve = Callable[..., AbstractContextManager[str]]
 def serve_site(
     *middleware: str, server: str = "wsgi", wrap: Any = lambda app: app, **settings: Any
 ) -> Iterator[str]:
-    """Serve the project with middlewares, ours where none is named; give its URL."""
+    """Serve the project with middlewares, by default ours; give its URL."""
     with site(*middleware, **settings):
         if server == "wsgi":
             serving = serve(wrap(get_wsgi_application()))
@@ -100,7 +100,7 @@ def serve_site(
 
 
 def site(*middleware: str, **settings: Any) -> AbstractContextManager[Any]:
-    """Have the project with middlewares, ours where none is named, and settings."""
+    """Have the project with middlewares, by default ours, and settings."""
     names = [name if "." in name else f"{MODULE}.{name}" for name in middleware]
     settings["MIDDLEWARE"] = names or [f"{MODULE}.HoneyMiddlewareHttp"]
     changed: AbstractContextManager[Any] = override_settings(**settings)
@@ -108,7 +108,7 @@ def site(*middleware: str, **settings: Any) -> AbstractContextManager[Any]:
 
 
 def urls(*patterns: Any) -> type:
-    """Return what `ROOT_URLCONF` may be instead of a module's name."""
+    """Return an object that `ROOT_URLCONF` accepts instead of a module's name."""
     return type("Urls", (), {"urlpatterns": patterns})
 
 
@@ -205,7 +205,7 @@ class TestFields:
         assert len(sent.events) == 2
 
     def test_bare_request(self, sent: Sent, serving: Serve) -> None:
-        """What a request omits is false, 0, null or an empty object."""
+        """A value that a request omits is false, 0, null or an empty object."""
         with serving() as url:
             fetch(f"{url}/hello/bob/")
         root = sent.one("django_http_get")
@@ -305,7 +305,7 @@ class TestFields:
         assert names == ["OrderList", "InvoiceViewSet", "totals"]
 
     def test_behind_a_proxy(self, sent: Sent, serving: Serve) -> None:
-        """Scheme and host are what Django's settings for proxies say."""
+        """Scheme and host follow Django's settings for proxies."""
         settings = {
             "SECURE_PROXY_SSL_HEADER": ("HTTP_X_FORWARDED_PROTO", "https"),
             "USE_X_FORWARDED_HOST": True,
@@ -372,7 +372,7 @@ class TestFields:
 
     @pytest.mark.parametrize("middleware", ["BrokenAtStart", "BrokenAtEnd", "WithoutReturn"])
     def test_own_fields_that_fail(self, sent: Sent, serving: Serve, middleware: str) -> None:
-        """Where a subclass's methods raise, what they may have hidden is not sent."""
+        """If a subclass's methods raise, fields that they may have hidden are not sent."""
         with serving(f"{SITE}.{middleware}") as url:
             assert post(f"{url}/hello/x/?iban=DE1", {"iban": "DE1"}).body == b"hello x"
         root = sent.one("django_http_post")
@@ -559,7 +559,7 @@ class TestErrors:
 
 class TestForms:
     def test_form(self, sent: Sent, serving: Serve) -> None:
-        """A posted form is an object; what commonly is secret is masked."""
+        """A posted form is an object; common secrets are masked."""
         fields = {"a": "1", "password1": "x", "csrfmiddlewaretoken": "y"}
         with serving("HoneyMiddlewareWithPOST") as url:
             assert b"password1" in post(f"{url}/form/", fields).body
@@ -656,7 +656,7 @@ class TestForms:
         assert sent.one("django_http_post")["request.post"] == {"iban": "***", "a": "1"}
 
     def test_edited(self, sent: Sent, serving: Serve) -> None:
-        """A subclass may take out of the form at the start what is not to be recorded."""
+        """A subclass may remove fields from the form at the start."""
         with serving(f"{SITE}.WithoutTokens") as url:
             for path in ("form", "ignores_form", "sensitive_form", "shelf"):
                 assert post(f"{url}/{path}/", {"iban": "DE1", "a": "1"}).status == 200
@@ -873,7 +873,7 @@ class TestStreams:
         ],
     )
     def test_abandoned_stream(self, sent: Sent, server: str, path: str) -> None:
-        """A stream whose client goes is sent, once, with what its closing does."""
+        """A stream whose client disconnects is sent once, with the spans of its closing."""
         with serve_site(server=server) as url:
             parts = urlsplit(url)
             with socket.create_connection((parts.hostname, parts.port), TIMEOUT) as client:
@@ -999,7 +999,7 @@ class TestStreams:
         assert children(sent, root) == ["close"]
 
     def test_file_read_by_the_application(self, sent: Sent) -> None:
-        """Where the server does not read a file itself, spans of reading it are in the trace."""
+        """If the server does not read a file itself, spans of reading it are in the trace."""
         with serve_site(server="uvicorn") as url:
             assert len(fetch(f"{url}/file/?traced=1").body) == 100_000
         assert {"read", "close"} < set(sent.names)
@@ -1046,7 +1046,7 @@ def record_users(fields: dict[str, Any]) -> None:
 
 @pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume")
 class TestHooks:
-    """Hooks of a request's span see what middlewares keep of the request."""
+    """Hooks of a request's span see the variables that middlewares set for it."""
 
     @pytest.mark.parametrize(
         "middleware",
@@ -1126,14 +1126,14 @@ class TestHooks:
 
     @pytest.mark.parametrize("wrap", [None, HoneyWSGIMiddleware])
     def test_what_the_view_has_set(self, sent: Sent, wrap: Any) -> None:
-        """They see what the view has set and left."""
+        """They see the variables that the view has set."""
         sent.init(presend_hook=record_users)
         with serve_site(wrap=wrap or (lambda app: app)) as url:
             fetch(f"{url}/changes_user/")
         assert sent.one("django_http_get")["app.users"] == ["admin"] * 4
 
     def test_no_view(self, sent: Sent, serving: Serve) -> None:
-        """Without a view they see what the middlewares further out keep."""
+        """Without a view they see the variables of outer middlewares."""
         sent.init(presend_hook=record_users)
         with serving(*OUTSIDE) as url:
             assert fetch(f"{url}/nowhere/", headers={"X-User": "ada"}).status == 404
@@ -1155,7 +1155,7 @@ class TestHooks:
         assert sent.one("django_http_get")["app.books"] == 0
 
     def test_trace_of_the_hook(self, sent: Sent) -> None:
-        """What a hook does, in a span of its own or to thread-locals, stays as it is elsewhere."""
+        """A hook's own span and its changes of thread-locals affect nothing else."""
 
         def hook(fields: dict[str, Any]) -> None:
             if fields["name"] == "django_http_get":
@@ -1174,7 +1174,7 @@ class TestHooks:
         assert sent.one("hook")["trace.trace_id"] != sent.one("django_http_get")["trace.trace_id"]
 
     def test_other_thread(self, sent: Sent) -> None:
-        """Where a stream ends in a thread that had another request, they see nothing of that."""
+        """If a stream ends in a thread that had another request, they see nothing of that one."""
         other = users._thread_local
         sent.init(
             presend_hook=lambda fields: fields.update(
@@ -1214,7 +1214,7 @@ class TestHooks:
         assert sent.one("django_http_get")["app.users"] == ["ada"] * 4
 
     def test_let_go(self, sent: Sent) -> None:
-        """What was noted for hooks keeps neither a request nor its response."""
+        """The variables recorded for hooks keep neither a request nor its response."""
         sent.init(presend_hook=lambda fields: fields.update(users=str(users.kept())))
 
         def get_response(request: HttpRequest) -> StreamingHttpResponse:
@@ -1304,7 +1304,7 @@ class TestPropagation:
         assert (root["trace.trace_id"], root.get("trace.parent_id")) == (TRACE_ID, PARENT_ID)
 
     def test_parser_hook(self, sent: Sent, serving: Serve) -> None:
-        """A parser hook sees the request as every framework's, with Django's own inside."""
+        """A parser hook sees the request as usualy framework's, with Django's own inside."""
         seen: list[Any] = []
 
         def hook(request: Request) -> PropagationContext:
@@ -1363,7 +1363,7 @@ class TestSetUp:
     def test_no_warning_when_switched_off(
         self, how: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Where the Beeline is disabled or was closed on purpose, there is no warning."""
+        """If the Beeline is disabled or was closed on purpose, there is no warning."""
         monkeypatch.setattr(beeline, "_INITPID", None)
         if how == "environment":
             monkeypatch.setenv("HONEYCOMB_DISABLED", "true")

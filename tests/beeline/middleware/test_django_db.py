@@ -200,7 +200,7 @@ class TestFields:
             Book.objects.using("mysql").all().delete()
 
     def test_rows_of_a_select(self, traced: Sent, alias: str) -> None:
-        """A query for rows tells their number where the driver does."""
+        """A query for rows has their number if the driver reports it."""
         Book.objects.using(alias).bulk_create(Book(title=f"{n}") for n in range(3))
         with beeline.tracer("work"):
             assert len(Book.objects.using(alias).all()) == 3
@@ -403,7 +403,7 @@ class TestErrors:
         assert "app.exception_type" not in query
 
     def test_no_connection(self, traced: Sent) -> None:
-        """Where there is no connection there is no query; the error is the driver's."""
+        """Without a connection there is no query; the error is the driver's."""
         connection.close()
         settings = connections["default"].settings_dict
         name, settings["NAME"] = settings["NAME"], "/nowhere/db"
@@ -428,7 +428,7 @@ class TestTransactions:
         assert Book.objects.using(alias).count() == 2
 
     def test_rollback(self, traced: Sent, alias: str) -> None:
-        """A transaction that is rolled back, whole or to a savepoint, works as ever."""
+        """A transaction that is rolled back, whole or to a savepoint, works as usual."""
         with beeline.tracer("work"):
             with suppress(LookupError), transaction.atomic(using=alias):
                 Book.objects.using(alias).create(title="Emma")
@@ -482,7 +482,7 @@ class TestInstalling:
         assert "rollup.db.call_count" not in sent.one("django_http_get")
 
     def test_by_hand(self, sent: Sent) -> None:
-        """`HoneyDBWrapper` works by hand, where it is and no longer."""
+        """`HoneyDBWrapper` works by hand, only inside its block."""
         with beeline.tracer("work"):
             Book.objects.count()
             with connection.execute_wrapper(HoneyDBWrapper()):
@@ -540,7 +540,7 @@ class TestInstalling:
         assert traced.names == ["django_sqlite_query", "work"]
 
     def test_before_init(self) -> None:
-        """Before `beeline.init` queries are made as ever."""
+        """Before `beeline.init` queries are made as usual."""
         beeline.close()
         HoneyMiddleware(lambda request: None)
         with beeline.tracer("work"):

@@ -1,4 +1,4 @@
-"""Flask on Werkzeug's server: what each request sends, and what the application keeps."""
+"""Flask on Werkzeug's server: the events of each request, and the unchanged application."""
 
 from __future__ import annotations
 
@@ -446,7 +446,7 @@ class TestApplications:
         assert sent.one("flask_http_get")["response.status_code"] == 200
 
     def test_without_sqlalchemy(self, receiver: Receiver) -> None:
-        """Where SQLAlchemy is not installed the middleware works with its defaults."""
+        """Without SQLAlchemy the middleware works with its defaults."""
         program = """
 import sys
 sys.modules["sqlalchemy"] = None  # as if it were not there

@@ -1,4 +1,4 @@
-"""Hooks of a request's span read what its framework keeps for the request, whenever it is sent."""
+"""Hooks of a request's span read the framework's context, whenever the span is sent."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class User(flask_login.UserMixin):
 
 
 def read_flask() -> dict[str, Any]:
-    """Return what a hook may read of Flask's contexts."""
+    """Return the values that a hook reads from Flask's contexts."""
     return {
         "app.agent": flask.request.headers.get("User-Agent"),
         "app.cart": flask.session.get("cart"),
@@ -187,7 +187,7 @@ class TestFlask:
 
     @needs_signals
     def test_exception_that_leaves_flask(self, sent: Sent, init: Init, app: flask.Flask) -> None:
-        """Where Flask lets an exception out, the hook reads the contexts too."""
+        """If Flask re-raises an exception, the hook reads the contexts too."""
         init(lambda: {"app.tenant": flask.g.tenant, "app.path": flask.request.path})
         app.config["PROPAGATE_EXCEPTIONS"] = True
         with pytest.raises(ZeroDivisionError):
@@ -408,7 +408,7 @@ class TestBottle:
         return HoneyBottleMiddleware(app)
 
     def read(self) -> dict[str, Any]:
-        """Return what a hook may read of Bottle's."""
+        """Return the values that a hook reads from Bottle's context."""
         return {
             "app.path": bottle.request.path,
             "app.kind": bottle.response.get_header("X-Kind"),
@@ -484,7 +484,7 @@ class TestASGI:
         ],
     )
     def test_variable_of_a_middleware(self, sent: Sent, init: Init, kind: Any, path: str) -> None:
-        """A hook reads what a middleware further in has set, and may have reset since."""
+        """A hook reads what an inner middleware has set, even if it was reset since."""
 
         async def view(request: Request) -> Response:
             if request.url.path == "/fail":
@@ -538,7 +538,7 @@ class TestASGI:
         assert (found["/pieces"]["app.tenant"], found["/pieces"]["app.piece"]) == ("blue", 3)
 
     def test_innermost_middleware(self, sent: Sent, init: Init) -> None:
-        """Installed inside as well, it shows hooks what is set in another task."""
+        """Installed inside as well, it lets hooks read variables of another task."""
 
         async def view(request: Request) -> Response:
             tenant.set("view")

@@ -275,7 +275,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
     def test_exceptions_that_are_no_errors(self, sent: Sent, kind: type[BaseException]) -> None:
-        """Also what ends a worker leaves as it was. An exit with an error is recorded as one."""
+        """An exit of a worker is re-raised unchanged. An exit with an error is recorded as one."""
 
         def app(environ: Environ, start_response: StartResponse) -> list[bytes]:
             raise kind("stop")
@@ -434,7 +434,7 @@ class TestStreaming:
         assert sent.names == ["wsgi_http_get"]
 
     def test_body_that_is_closed_in_a_step_and_goes_on(self, sent: Sent) -> None:
-        """What it leaves open then is sent with it, also where the server does not close it."""
+        """Spans left open are sent with it, also if the server does not close it."""
         bodies: list[Any] = []
 
         class Body:
@@ -622,7 +622,7 @@ class TestUntouched:
         assert sent.names == ["wsgi_http_get"]
 
     def test_file_wrapper_that_is_a_function(self, sent: Sent) -> None:
-        """Where the server's wrapper returns the file itself, it gets that file back."""
+        """If the server's wrapper returns the file itself, the server gets that file back."""
 
         class Remote:
             def read(self, size: int) -> bytes:
@@ -747,7 +747,7 @@ class TestIncoming:
         assert "trace_id=abc," in sent_on[0]["X-Honeycomb-Trace"]
 
     def test_w3c_header(self, sent: Sent) -> None:
-        """`traceparent` is continued where there is no Honeycomb header, in upper case too."""
+        """`traceparent` is continued if there is no Honeycomb header, in upper case too."""
         header = f"00-{TRACE_ID.upper()}-{PARENT_ID}-01"
         with serve(HoneyWSGIMiddleware(hello)) as url:
             fetch(url, headers={"traceparent": header, "tracestate": "x=1"})

@@ -174,7 +174,7 @@ def test_request(sent: Sent, framework: Any, server: Any) -> None:
 
 
 def test_exception(sent: Sent, framework: Any, server: Any) -> None:
-    """A failing view is a request with status 500; where the framework lets the exception out it
+    """A failing view is a request with status 500; if the framework re-raises the exception it
     is on the root, and it is on the view's span anyhow."""
     app = framework[0]
     logging.getLogger("falcon").setLevel(logging.CRITICAL)
@@ -213,7 +213,7 @@ def test_streamed_body(sent: Sent, framework: Any, server: Any) -> None:
 
 
 def test_streamed_body_that_breaks_off(sent: Sent, framework: Any) -> None:
-    """What fails while the body streams is on the root, with the status that was sent."""
+    """A failure while the body streams is on the root span, with the status that was sent."""
     app, closed = framework
     with serve_werkzeug(HoneyWSGIMiddleware(app)) as url:
         try:
@@ -227,7 +227,7 @@ def test_streamed_body_that_breaks_off(sent: Sent, framework: Any) -> None:
 
 
 def test_file(sent: Sent, framework: Any, server: Any) -> None:
-    """A file, in the server's wrapper where it has one, arrives whole and is one request."""
+    """A file, in the server's wrapper if it has one, arrives whole and is one request."""
     app, closed = framework
     with server(HoneyWSGIMiddleware(app)) as url:
         assert fetch(f"{url}/file").body == CONTENT

@@ -14,7 +14,7 @@ from .upstream import Upstream
 
 @pytest.fixture
 def sent(receiver: Receiver) -> Sent:
-    """A Beeline that sends to the receiver, and what arrived."""
+    """A Beeline that sends to the receiver, and the events that arrived."""
     sent = Sent(receiver)
     sent.init()
     return sent

@@ -114,7 +114,7 @@ class TestRender:
         assert "in raising" in span["app.exception_stacktrace"]
 
     def test_template_errors(self, sent: Sent) -> None:
-        """Jinja2's own errors are recorded; what fails before a rendering has no span."""
+        """Jinja2's own errors are recorded; a failure before a rendering has no span."""
         strict = environment(undefined=jinja2.StrictUndefined)
         with beeline.tracer("work"):
             with pytest.raises(jinja2.UndefinedError):
@@ -146,7 +146,7 @@ class TestRender:
         assert "template.name" not in sent.one(NAME)
 
     def test_hooks_that_raise(self, sent: Sent) -> None:
-        """Hooks that raise cost nothing but what they were for."""
+        """Hooks that raise do not affect the rendering."""
 
         def hook(fields: Any) -> Any:
             raise ZeroDivisionError
@@ -178,7 +178,7 @@ class TestPieces:
         assert sent.one(NAME)["duration_ms"] >= sum(between[:-1])
 
     def test_buffered_stream(self, sent: Sent) -> None:
-        """Buffering and `dump` work as ever."""
+        """Buffering and `dump` work as usual."""
         import io
 
         template = environment().get_template("pieces.html")
@@ -337,7 +337,7 @@ class TestInstallation:
         assert sent.names == [NAME, "work"]
 
     def test_what_they_are(self) -> None:
-        """What is patched keeps its name and its kind."""
+        """A patched method keeps its name and its kind."""
         import inspect
 
         assert jinja2.Template.render.__name__ == "render"

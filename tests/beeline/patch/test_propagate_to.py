@@ -192,7 +192,7 @@ class TestRedirects:
     def test_callers_own_header(
         self, sent: Sent, upstream: Upstream, hosts: dict[str, str]
     ) -> None:
-        """What the caller does with a header of this name is not ours to forbid."""
+        """A header of this name that the caller sets is kept."""
         sent.init(propagate_to=[])
         own = {"X-Honeycomb-Trace": "1;trace_id=mine,parent_id=own"}
         with beeline.tracer("work"):
@@ -204,7 +204,7 @@ class TestRedirects:
 def test_handler_that_sends_a_request_elsewhere(
     sent: Sent, upstream: Upstream, hosts: dict[str, str]
 ) -> None:
-    """What counts is the host that a request goes to when every handler has seen it."""
+    """The host is the one that a request is sent to, after all handlers."""
 
     class Discovery(urllib.request.BaseHandler):
         def http_request(self, request: urllib.request.Request) -> urllib.request.Request:

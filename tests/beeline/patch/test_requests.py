@@ -93,7 +93,7 @@ class TestSpan:
 
     @pytest.mark.parametrize("url", ["nonsense", "http://", None, b"\xff://", "ftp://x/y", 7])
     def test_what_is_no_url(self, sent: Sent, url: Any) -> None:
-        """What `requests` raises for a bad URL is what the caller gets, traced or not."""
+        """The caller gets `requests`' own error for a bad URL, traced or not."""
         with pytest.raises(Exception) as untraced:
             requests.get(url, timeout=9)
         with beeline.tracer("work"), pytest.raises(type(untraced.value)) as traced:
@@ -202,7 +202,7 @@ class TestHeader:
         assert upstream.parents()[1:] == [second["trace.span_id"], None]
 
     def test_request_that_is_kept(self, sent: Sent, upstream: Upstream) -> None:
-        """A response can be pickled, and read where this library is not installed."""
+        """A response can be pickled, and unpickled without this library."""
         with beeline.tracer("work"):
             response = requests.get(upstream.url, timeout=9)
         kept = pickle.dumps(dict(response.request.headers))
@@ -356,7 +356,7 @@ class TestRedirects:
         assert HEADER not in prepared.headers
 
     def test_too_many(self, sent: Sent, upstream: Upstream) -> None:
-        """A redirect without end raises what `requests` raises."""
+        """An endless redirect raises `requests`' own error."""
         with requests.Session() as session, beeline.tracer("work"):
             session.max_redirects = 3
             session.mount("http://", requests.adapters.HTTPAdapter())
@@ -598,7 +598,7 @@ class TestInstallation:
         assert sent.names == ["requests_get", "work"]
 
     def test_signatures(self) -> None:
-        """What is patched keeps its name, text and signature."""
+        """A patched method keeps its name, text and signature."""
         import inspect
 
         assert requests.Session.send.__name__ == "send"

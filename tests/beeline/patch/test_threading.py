@@ -65,7 +65,7 @@ def collect_garbage() -> None:
 
 
 class Worker(threading.Thread):
-    """A thread that says itself what it does."""
+    """A thread with its own `run`."""
 
     def run(self) -> None:
         work()
@@ -174,7 +174,7 @@ class TestThread:
         assert any(t.name.startswith("honeycomb-sender") for t in threading.enumerate())
 
     def test_exception(self, sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
-        """An exception ends a thread as ever."""
+        """An exception ends a thread as usual."""
         raised = []
         monkeypatch.setattr(threading, "excepthook", lambda args: raised.append(args.exc_type))
         with beeline.tracer("root"):
@@ -183,7 +183,7 @@ class TestThread:
         assert sent.one("thread")["app.exception_type"] == str(ZeroDivisionError)
 
     def test_start_that_fails(self, sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A thread that cannot be started raises what it would, and is as it was."""
+        """A thread that cannot be started raises the usual error and is unchanged."""
         thread = threading.Thread(target=work)
         before = set(vars(thread))
 
@@ -203,7 +203,7 @@ class TestThread:
             assert "run" not in vars(thread)
 
     def test_not_initialised(self, sent: Sent) -> None:
-        """A thread that was never initialised raises what it would."""
+        """A thread that was never initialized raises the usual error."""
 
         class Bad(threading.Thread):
             def __init__(self) -> None:
@@ -234,7 +234,7 @@ class TestThread:
         assert parents(sent, "thread") == [None]
 
     def test_context_of_its_own(self, sent: Sent) -> None:
-        """A thread that is given a context runs in what that has."""
+        """A thread that is given a context runs in that one."""
         empty = Context()
         with beeline.tracer("root"):
             run(threading.Thread(target=empty.run, args=(work,)))
@@ -268,7 +268,7 @@ class TestTracedThread:
         assert [sent.one(name)["rollup.jobs"] for name in ("one", "two", "three")] == [1] * 3
 
     def test_inside_a_trace(self, sent: Sent) -> None:
-        """Applied inside a trace, it says which one, wherever the thread is started; once."""
+        """Applied inside a trace, it carries that one, wherever the thread is started."""
         with beeline.tracer("one"):
             carried = beeline.traced_thread(work)
         with beeline.tracer("two"):
@@ -545,7 +545,7 @@ beeline.close()
 
 class TestOthersThreads:
     def test_thread_pool_of_multiprocessing(self, sent: Sent) -> None:
-        """`multiprocessing`'s thread pool is left alone, wherever it was made: `traced_thread`
+        """`multiprocessing`'s thread pool is not patched, wherever it was made: `traced_thread`
         carries the trace to its jobs."""
         with beeline.tracer("root"):
             with ThreadPool(2) as pool:
@@ -591,7 +591,7 @@ beeline.close()
 
     @pytest.mark.skipif(find_spec("gevent") is None, reason="gevent is not installed")
     def test_gevent(self, receiver: Receiver) -> None:
-        """Where gevent stands in for threads, they and pools work as elsewhere."""
+        """If gevent replaces threads, they and pools work as elsewhere."""
         program = """
 from gevent import monkey
 monkey.patch_all()
@@ -645,7 +645,7 @@ assert seen == [None]
         assert done.returncode == 0, done.stderr
 
     def test_before_init(self, receiver: Receiver) -> None:
-        """Without `init` threads and pools are as ever."""
+        """Without `init` threads and pools are as usual."""
         beeline.close()
         with ThreadPoolExecutor(1) as pool:
             assert pool.submit(lambda: 7).result(TIMEOUT) == 7

@@ -183,7 +183,7 @@ class TestFields:
         assert len(sent.events) == 1
 
     def test_request_with_little(self, sent: Sent) -> None:
-        """What a request does not bring is null, a missing length 0."""
+        """Missing values are null, a missing length 0."""
         with serve(at(Hello)) as url, connect(url) as client:
             client.sendall(b"GET / HTTP/1.0\r\n\r\n")
             assert client.recv(100).startswith(b"HTTP/1.1 200")
@@ -211,7 +211,7 @@ class TestFields:
         assert "request.error" not in root
 
     def test_not_modified(self, sent: Sent) -> None:
-        """The status is the one that was sent, here what `finish` made of it."""
+        """The status is the one that was sent, here as `finish` changed it."""
         with serve(at(Hello)) as url:
             etag = fetch(url).headers["Etag"]
             assert fetch(url, headers={"If-None-Match": etag}).status == 304
@@ -356,7 +356,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("method", [fail_plainly, fail_async, fail_in_a_generator])
     def test_exception(self, sent: Sent, caplog: pytest.LogCaptureFixture, method: Any) -> None:
-        """An exception is on the root, with status 500; Tornado's page and log are as ever."""
+        """An exception is on the root, with status 500; Tornado's page and log are as usual."""
         handler = type("Handler", (web.RequestHandler,), {"get": method})
         reply = get(at(handler))
         assert reply.status == 500
@@ -423,7 +423,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("method", ["prepare", "on_finish"])
     def test_around_the_method(self, sent: Sent, method: str) -> None:
-        """Also what `prepare` or `on_finish` raise is recorded."""
+        """Exceptions of `prepare` and `on_finish` are recorded too."""
 
         def fail(handler: web.RequestHandler) -> None:
             raise KeyError(method)
@@ -456,7 +456,7 @@ class TestErrors:
         assert [r.getMessage() for r in caplog.records] == ["Uncaught exception"]
 
     def test_after_headers_were_sent(self, sent: Sent) -> None:
-        """What fails in the middle of a response is recorded, with the status that was sent."""
+        """A failure in the middle of a response is recorded, with the status that was sent."""
 
         class Handler(web.RequestHandler):
             async def get(self) -> None:
@@ -892,7 +892,7 @@ class TestEnds:
 
     def test_client_that_leaves_before_the_answer(self, sent: Sent) -> None:
         """A request whose client leaves while a callback was to answer is sent, without status
-        and with what `on_connection_close` makes and leaves open."""
+        and with the spans of `on_connection_close`."""
         waiting, closed = threading.Event(), threading.Event()
 
         class Handler(web.RequestHandler):
@@ -952,7 +952,7 @@ class TestEnds:
         assert sent.one("tornado_http_get")["app.tenant"] == "blue"
 
     def test_close_that_fails(self, sent: Sent) -> None:
-        """What `on_connection_close` raises is on the request that it ends."""
+        """An exception of `on_connection_close` is on the request that it ends."""
         waiting, closed = threading.Event(), threading.Event()
 
         class Handler(web.RequestHandler):
@@ -1082,7 +1082,7 @@ class TestEnds:
         assert "response.status_code" not in sent.one("tornado_http_get")
 
     def test_finish_of_the_applications_own(self, sent: Sent) -> None:
-        """A handler's own `finish` is called as ever; the request is sent once."""
+        """A handler's own `finish` is called as usual; the request is sent once."""
         finished = []
 
         class Handler(web.RequestHandler):
@@ -1099,7 +1099,7 @@ class TestEnds:
         assert sent.names == ["tornado_http_get"]
 
     def test_finished_twice(self, sent: Sent) -> None:
-        """`finish` called twice raises as ever; the request is sent once."""
+        """`finish` called twice raises as usual; the request is sent once."""
 
         class Handler(web.RequestHandler):
             async def get(self) -> None:
@@ -1111,7 +1111,7 @@ class TestEnds:
         assert sent.names == ["tornado_http_get"]
 
     def test_answer_after_one_that_was_none(self, sent: Sent) -> None:
-        """A `finish` that fails, since it has a body where there can be none, ends nothing."""
+        """A `finish` that fails, because no body is allowed, ends nothing."""
 
         class Handler(web.RequestHandler):
             async def get(self) -> None:
@@ -1227,7 +1227,7 @@ class SlowUpload(Upload):
 @pytest.mark.parametrize("handler", [Upload, SlowUpload])
 class TestStreamedBodies:
     def test_body_in_pieces(self, sent: Sent, handler: Any) -> None:
-        """What takes a body that is streamed in does so in the trace, piece by piece."""
+        """A handler of a streamed request body runs in the trace for each piece."""
         reply = get(at(handler), method="PUT", body=b"x" * 200_000)
         assert reply.body == b"200000"
         root = sent.one("tornado_http_put")
@@ -1248,7 +1248,7 @@ class TestStreamedBodies:
         assert sent.one("end").get("trace.parent_id") == root["trace.span_id"]
 
     def test_context_variables(self, sent: Sent, handler: Any) -> None:
-        """What one piece sets in a context variable the next one finds, as ever."""
+        """A context variable that one piece sets is there for the next one, as usual."""
         number: ContextVar[int] = ContextVar("number", default=0)
         seen: list[int] = []
 
@@ -1291,7 +1291,7 @@ class TestStreamedBodies:
         assert len(sent.trace_ids) == 2
 
     def test_failure(self, sent: Sent, handler: Any) -> None:
-        """An exception on the way is recorded; Tornado closes the connection, as ever."""
+        """An exception on the way is recorded; Tornado closes the connection, as usual."""
         with serve(at(handler)) as url, pytest.raises((http.client.HTTPException, OSError)):
             fetch(url, "PUT", body=b"fail")
         root, piece = sent.one("tornado_http_put"), sent.one("piece")
@@ -1479,7 +1479,7 @@ class TestIncoming:
         assert root["app.user"] == "ann"
 
     def test_w3c_header(self, sent: Sent) -> None:
-        """`traceparent` is continued where there is no Honeycomb header."""
+        """`traceparent` is continued if there is no Honeycomb header."""
         get(at(Hello), headers={"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01"})
         root = sent.one("tornado_http_get")
         assert (root["trace.trace_id"], root.get("trace.parent_id")) == (TRACE_ID, PARENT_ID)

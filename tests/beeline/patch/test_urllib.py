@@ -106,7 +106,7 @@ class TestSpan:
     def test_installed_opener(
         self, sent: Sent, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """`install_opener` changes what `urlopen` asks with; `urlretrieve` asks likewise."""
+        """`install_opener` changes the opener of `urlopen`; `urlretrieve` uses it too."""
         monkeypatch.setattr(urllib.request, "_opener", None)
         opener = build_opener()
         opener.addheaders = [("User-Agent", "mine/1")]
@@ -156,7 +156,7 @@ class TestSpan:
         assert "response.status_code" not in span
 
     def test_timeout(self, sent: Sent) -> None:
-        """The caller's timeout holds; what it raises is recorded."""
+        """The caller's timeout is used; its exception is recorded."""
         with socket.socket() as silent:
             silent.bind(("127.0.0.1", 0))
             silent.listen()
@@ -220,7 +220,7 @@ class TestSpan:
 
 class TestUntouched:
     def test_other_schemes(self, sent: Sent, tmp_path: Path) -> None:
-        """`data:` and `file:` URLs are opened as ever, without a span; so is a handler's own."""
+        """`data:` and `file:` URLs are opened as usual, without a span; so is a handler's own."""
 
         class Own(urllib.request.BaseHandler):
             def mine_open(self, request: Request) -> Any:
@@ -239,7 +239,7 @@ class TestUntouched:
 
     @pytest.mark.parametrize("url", ["nonsense", "", "gopher://x", None, b"http://x", 7])
     def test_what_is_no_url(self, sent: Sent, url: Any) -> None:
-        """What `urllib` raises for what it cannot open is what the caller gets."""
+        """The caller gets `urllib`'s own error for an invalid URL."""
         with pytest.raises(Exception) as untraced:
             urlopen(url)
         with beeline.tracer("work"), pytest.raises(type(untraced.value)) as traced:
@@ -288,7 +288,7 @@ class TestUntouched:
 
     @pytest.mark.parametrize("answer", [None, "text", 7])
     def test_answer_that_is_none(self, sent: Sent, upstream: Upstream, answer: Any) -> None:
-        """What a handler returns is returned, be it no response."""
+        """A handler's return value is returned, even if it is no response."""
 
         class Own(urllib.request.BaseHandler):
             def http_open(self, request: Request) -> Any:
@@ -460,7 +460,7 @@ class TestRequestsOfOneCall:
         assert len(sent.events) == 2
 
     def test_redirects_without_end(self, sent: Sent, upstream: Upstream) -> None:
-        """A redirect without end raises what `urllib` raises, each time anew."""
+        """An endless redirect raises `urllib`'s own error, each time."""
         request = Request(f"{upstream.url}/to/302?/to/302?")
         for _ in range(2):
             with beeline.tracer("work"), pytest.raises(HTTPError, match="infinite loop") as raised:
@@ -582,7 +582,7 @@ class TestInstalledByTheApplication:
         assert not request.header_items()
 
     def test_function_that_calls_urlopen(self, sent: Sent, upstream: Upstream) -> None:
-        """Where what it is installed on calls `urlopen`, there is still one span, and one header
+        """If the patched function calls `urlopen`, there is still one span, and one header
         on each request."""
         application = SimpleNamespace(open=urlopen)
         wrap_function_wrapper(application, "open", _urllibopen)
@@ -593,7 +593,7 @@ class TestInstalledByTheApplication:
         assert span["response.status_code"] == 200
 
     def test_outside_a_trace(self, sent: Sent) -> None:
-        """Outside a trace the function is called as it is, also with what is no URL."""
+        """Outside a trace the function is called unchanged, also without a URL."""
         application = SimpleNamespace(open=lambda *args, **kwargs: (args, kwargs))
         wrap_function_wrapper(application, "open", _urllibopen)
         assert application.open(1, two=3) == ((1,), {"two": 3})
@@ -624,7 +624,7 @@ class TestInstallation:
             assert done.returncode == 0
 
     def test_signature(self) -> None:
-        """What is patched keeps its name and signature."""
+        """A patched method keeps its name and signature."""
         import inspect
 
         assert OpenerDirector.open.__name__ == "open"

@@ -1,4 +1,4 @@
-"""A server that is asked by what is patched, and what it was asked."""
+"""A server for the requests of patched clients, which records them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HEADER = "X-Honeycomb-Trace"
 
 
 class Upstream:
-    """A server that notes what it is asked.
+    """A server that records its requests.
 
     `/to/<status>?<url>` redirects; `/digest` wants a password; any other path returns its
     path, status 500 below `/fail`.

@@ -201,7 +201,7 @@ class MixedCall(Marking, HoneyMiddlewareHttp):
 
 
 class WithoutTokens(WithPOST):
-    """Edit what is recorded of a form."""
+    """Edit the recorded form."""
 
     def get_context_from_request(self, request: HttpRequest) -> dict[str, Any]:
         fields = super().get_context_from_request(request)

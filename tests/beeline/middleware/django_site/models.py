@@ -1,4 +1,4 @@
-"""What the project keeps in its databases."""
+"""The tables of the project."""
 
 from __future__ import annotations
 
