@@ -2,7 +2,7 @@
 
     python benchmarks/collector.py [--delay SECONDS]
 
-Every request is decoded and its spans are counted, before it is answered. `GET /count` and
+Every request is decoded and its spans are counted, before its response is sent. `GET /count` and
 `POST /reset` are as those of `python -m tests.receiver`.
 """
 
@@ -61,7 +61,7 @@ COUNTERS: dict[str, Callable[[bytes], int]] = {
     "/v0.5/traces": datadog_v5,
     "/api/1/envelope/": sentry,
 }
-# What each answers; OTLP's success is an empty message.
+# What each responds; OTLP's success is an empty message.
 ANSWERS = {
     "/v1/traces": b"",
     "/v0.4/traces": b'{"rate_by_service":{}}',
@@ -148,7 +148,7 @@ class Handler(BaseHTTPRequestHandler):
         return b"".join(chunks)
 
     def answer(self, content: bytes, status: int = 200) -> None:
-        """Send an answer."""
+        """Send a response."""
         self.send_response(status)
         kind = "application/x-protobuf" if self.path == "/v1/traces" else "application/json"
         self.send_header("Content-Type", kind)
@@ -163,7 +163,7 @@ class Handler(BaseHTTPRequestHandler):
 def main() -> None:
     """Count until terminated."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--delay", type=float, default=0.0, help="seconds an answer")
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds a response")
     with Collector(parser.parse_args().delay) as server:
         print(f"listening on http://127.0.0.1:{server.server_port}", flush=True)
         server.serve_forever()

@@ -71,7 +71,7 @@ class Subject:
     module: str
     #: What an application imports to use it.
     imports: str
-    #: Whose versions are told.
+    #: Distributions whose versions are printed.
     distributions: tuple[str, ...]
     requirements: tuple[str, ...] = ()
     #: Environment variables; `{url}` is the collector's.
@@ -184,7 +184,7 @@ def ours() -> Environment:
 def make_environment(name: str, requirements: list[str], stamp: str = "") -> Environment:
     """Return an environment with these packages and nothing else, made anew if it is another.
 
-    `stamp` tells what is installed, where the requirements do not.
+    `stamp` names what is installed, if the requirements do not.
     """
     stamp = stamp or " ".join(requirements)
     home = ROOT / ".venvs" / "bench-{}-{}.{}.{}".format(name, *sys.version_info[:3])

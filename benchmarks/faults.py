@@ -1,4 +1,4 @@
-"""Tell what an application pays, and what becomes of its events, while the server fails.
+"""Measure what an application pays, and what becomes of its events, while the server fails.
 
     python benchmarks/faults.py [--cell NAME] [--seconds N] [--rate N]
 
@@ -11,7 +11,7 @@ receiver is another process.
 
 Prints a Markdown table. The times are of a call of `send` in the application's thread, `longest` of
 all as they were. In `interrupted` calls the system gave the processor to something else, which
-tells of the machine: for the percentiles these took as long as they were on the processor.
+depends on the machine: for the percentiles these took as long as they were on the processor.
 `waiting` is the most bytes that waited in memory, and `growth`, of floods, how much more memory the
 process then had than before, with responses and all; it had less to ask for where an earlier flood
 left memory free.
@@ -85,7 +85,7 @@ def flood(run: Run) -> Iterator[float]:
 
 def courses(fault: Fault, seconds: float, rate: int) -> Iterator[tuple[str, Course]]:
     """Yield what to measure with a fault, each with a name."""
-    # Past the longest wait before a retry; what cannot be mended is retried for a minute.
+    # Past the longest wait before a retry; what stays broken is retried for a minute.
     patience = 40.0 if fault.courses != ("lasts",) or fault.tries == 1 else 20.0
     limits = {
         "max_retry_after": retry.MAX_RETRY_AFTER,

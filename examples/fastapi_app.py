@@ -41,7 +41,7 @@ async def ask(shop, book):
 
 @beeline.traced("remember")
 def remember(book):
-    """Run after the answer, in the same trace."""
+    """Run after the response, in the same trace."""
 
 
 if __name__ == "__main__":

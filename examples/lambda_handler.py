@@ -1,4 +1,4 @@
-"""AWS Lambda: a trace for each invocation, sent before it is answered.
+"""AWS Lambda: a trace for each invocation, sent before the handler returns.
 
 Deploy it with `lambda_handler.handler` as the handler. On this machine,
 `python examples/lambda_handler.py '{"path": "/orders", "headers": {}}'` invokes it once.

@@ -25,7 +25,7 @@ from stage import PATIENCE, ExampleError, Process, Stage, has_colour, has_lines,
 
 
 class Ask(NamedTuple):
-    """A request, the answer's status, and the spans of its trace."""
+    """A request, the response's status, and the spans of its trace."""
 
     request: str
     status: int
@@ -107,7 +107,7 @@ def run_server(stage: Stage, name: str) -> list[Sequence[str]]:
             method, path = ask.request.split()
             url = f"http://127.0.0.1:{port}{path}"
             answer = requests.request(method, url, json=ask.body, timeout=PATIENCE)
-            print(f"{ask.request} was answered {answer.status_code}", flush=True)
+            print(f"{ask.request} returned {answer.status_code}", flush=True)
             if answer.status_code != ask.status:
                 raise ExampleError(f"it should be {ask.status}\n{server.last_words()}")
         wait_for_spans(stage, sum(len(ask.spans) for ask in example.asks), server)

@@ -33,9 +33,9 @@ def pytest_configure() -> None:
 
 
 def _is_of_this_test(record: logging.LogRecord) -> bool:
-    """Tell what asyncio logs from what it says when garbage is collected: in any later test."""
-    said = str(record.msg)
-    return "was destroyed but it is pending" not in said and "was never retrieved" not in said
+    """Return False for what asyncio logs during garbage collection: in any later test."""
+    message = str(record.msg)
+    return "was destroyed but it is pending" not in message and "was never retrieved" not in message
 
 
 @pytest.hookimpl(wrapper=True)
@@ -63,7 +63,7 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port of this machine at which nobody answers: it is bound, but does not listen."""
+    """A port of this machine that refuses connections: it is bound, but does not listen."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]
@@ -71,7 +71,7 @@ def closed_port() -> Iterator[int]:
 
 @pytest.fixture(autouse=True)
 def clean_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Forget global clients, said warnings and the environment's settings."""
+    """Forget global clients, logged warnings and the environment's settings."""
     for name in list(os.environ):
         if name.startswith(_SETTINGS):
             monkeypatch.delenv(name)

@@ -82,9 +82,9 @@ class Answer:
     extra: int = 0
     #: Do not answer before `Receiver.release()`, or at all if it is stopped.
     hang: bool = False
-    #: Close the connection: `before` the answer; `halfway` through its body; `after`
+    #: Close the connection: `before` the response; `halfway` through its body; `after`
     #: it, unannounced; or with a reset, `during-read` of the request's body, when some of it
-    #: has come, or once the batch is `taken`, in place of the answer.
+    #: has come, or once the batch is `taken`, in place of the response.
     close: Literal["", "before", "halfway", "after", "during-read", "taken"] = ""
     #: Wait before each byte of the body.
     drip: float = 0.0
@@ -100,7 +100,7 @@ class Answer:
         return self.body is None and self.status in (200, 202)
 
     def content(self) -> bytes:
-        """Return the body of an answer that takes no events."""
+        """Return the body of a response that takes no events."""
         if self.status in (204, 304):
             return b""
         if isinstance(self.body, bytes):
@@ -112,7 +112,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class ReceivedEvent:
-    """One event that was answered 202."""
+    """One event that got a 202."""
 
     dataset: str
     raw_path: str
@@ -127,7 +127,7 @@ class ReceivedEvent:
 
 @dataclass
 class ReceivedRequest:
-    """One request, whatever was answered."""
+    """One request, whatever its response."""
 
     method: str
     raw_path: str
@@ -148,7 +148,7 @@ class ReceivedRequest:
 
 
 class _Refusal(Exception):
-    """A whole request that is answered with an error."""
+    """A whole request whose response is an error."""
 
     def __init__(self, status: int, error: str) -> None:
         super().__init__(error)
@@ -158,7 +158,7 @@ class _Refusal(Exception):
 
 @final
 class Receiver:
-    """An ingest endpoint on 127.0.0.1 that answers in daemon threads.
+    """An ingest endpoint on 127.0.0.1 that responds in daemon threads.
 
     `prefix` is a path before `/1/batch`. `lenient_size` takes batches of any size.
     `count_only` keeps nothing but counts, and does not check each event. `certificate`
@@ -166,7 +166,7 @@ class Receiver:
     `receive_buffer` is how many bytes the system may take of a request that is not read yet.
 
     An event counts as accepted from just before its answer is sent, so a client that
-    has read an answer finds its events here; one that gave up waiting may too.
+    has read a response finds its events here; one that gave up waiting may too.
 
     A forked child gets a stopped receiver; it holds neither the port nor connections.
     """
@@ -278,10 +278,10 @@ class Receiver:
 
     # Ordering faults
 
-    def order(self, *answers: Answer) -> None:
+    def order(self, *responses: Answer) -> None:
         """Answer the next requests so, one each; those after them as always."""
         with self._changed:
-            self._ordered.extend(answers)
+            self._ordered.extend(responses)
 
     def always(self, answer: Answer | None) -> None:
         """Answer so whenever nothing is ordered; None: as at the start."""
@@ -314,7 +314,7 @@ class Receiver:
         return list(self.events)
 
     def wait_for_requests(self, count: int, timeout: float = 10.0) -> list[ReceivedRequest]:
-        """Wait until so many requests were read, answered or not; return them."""
+        """Wait until so many requests were read, completed or not; return them."""
         self._wait(
             lambda receiver: len(receiver.requests) >= count,
             f"{count} requests",
@@ -407,7 +407,7 @@ class Receiver:
     def _serve_one(
         self, connection: socket.socket, incoming: io.BufferedReader, number: int
     ) -> bool:
-        """Read and answer a request; tell whether the connection can take another."""
+        """Handle a request; return whether the connection can take another."""
         line = incoming.readline(65537)
         if not line:
             return False
@@ -650,7 +650,7 @@ def _read_body(incoming: BinaryIO, headers: HTTPMessage) -> bytes | None:
 
 
 def _check(event: Any, size: int) -> dict[str, Any]:
-    """Return the answer's entry for one event as it came over the wire."""
+    """Return the response's entry for one event as it came over the wire."""
     error = ""
     if not isinstance(event, dict):
         error = "event is not an object"
@@ -792,7 +792,7 @@ def main() -> None:
     """Receive until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(prog="python -m tests.receiver")
     parser.add_argument("--port", type=int, default=0, help="0 (default): any free one")
-    parser.add_argument("--delay", type=float, default=0.0, help="seconds an answer")
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds a response")
     parser.add_argument("--prefix", default="", help="path before /1/batch")
     parser.add_argument("--count-only", action="store_true", help="keep no events")
     options = parser.parse_args()

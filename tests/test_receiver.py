@@ -50,7 +50,7 @@ def post(
     method: str = "POST",
     **headers: str | None,
 ) -> tuple[int, Any]:
-    """Send a batch on a connection of its own; a header of None is left out."""
+    """Send a batch on a connection of its own; a header of None is omitted."""
     with connect(receiver.url) as connection:
         return exchange(connection, body, urlsplit(receiver.url).path + path, method, **headers)
 
@@ -74,7 +74,7 @@ def exchange(
 
 
 def test_accepts_a_batch(receiver: Receiver) -> None:
-    """Every event is answered 202 and kept with what it came with."""
+    """Every event gets a 202 and is kept with what it came with."""
     assert post(receiver, [event("a"), event("b")]) == (200, [{"status": 202}] * 2)
     first, second = receiver.events
     assert (first.dataset, first.raw_path) == ("data", "/1/batch/data")
@@ -298,11 +298,11 @@ def test_answers_400_for_an_event_over_a_megabyte(receiver: Receiver, letter: st
     assert "1000001" in entries[2]["error"]
 
 
-# Ordered answers
+# Ordered responses
 
 
 def test_ordered_answers_are_used_once_in_order(receiver: Receiver) -> None:
-    """After the ordered answers, the usual one is back."""
+    """After the ordered responses, the usual one is back."""
     receiver.order(Answer(status=503), Answer(status=429, headers={"Retry-After": "1"}))
     assert post(receiver, [event()]) == (503, {"error": "Service Unavailable"})
     with connect(receiver.url) as connection:
@@ -367,7 +367,7 @@ def test_an_unknown_status_is_sent(receiver: Receiver) -> None:
 
 
 def test_ordered_statuses_are_of_the_events(receiver: Receiver) -> None:
-    """Each well-formed event is answered as ordered, those beyond as usual."""
+    """Each well-formed event gets the ordered status, those beyond as usual."""
     full = {"status": 429, "error": "slow down"}
     receiver.order(Answer(statuses=[202, full, 500, 202]))
     events = [event("a"), event("b"), event("c"), {}, event("e")]
@@ -394,13 +394,13 @@ def test_a_fault_does_not_hide_a_bad_request(receiver: Receiver) -> None:
 def test_a_hanging_request_is_answered_when_released(receiver: Receiver) -> None:
     """The request is seen at once, its events when it is released."""
     receiver.order(Answer(hang=True))
-    with background(lambda: post(receiver, [event()])) as answers:
+    with background(lambda: post(receiver, [event()])) as responses:
         (request,) = receiver.wait_for_requests(1)
         assert (request.status, request.events) == (0, [event()])
         assert receiver.events == []
         assert post(receiver, [event("other")])[0] == 200
         receiver.release()
-    assert answers == [(200, [{"status": 202}])]
+    assert responses == [(200, [{"status": 202}])]
     assert request.status == 200
     assert [e.data["name"] for e in receiver.events] == ["other", "a"]
     assert [e.batch for e in receiver.events] == [1, 0]
@@ -437,10 +437,10 @@ def test_what_is_released_while_its_body_comes_does_not_hang(receiver: Receiver)
 def test_stopping_ends_what_waits_or_drips(receiver: Receiver, answer: Answer) -> None:
     """A stop closes connections at once, whatever they wait for."""
     receiver.order(answer)
-    with background(lambda: post(receiver, [event()])) as answers:
+    with background(lambda: post(receiver, [event()])) as responses:
         receiver.wait_for_requests(1)
         receiver.stop()
-    assert isinstance(answers[0], (OSError, http.client.HTTPException))
+    assert isinstance(responses[0], (OSError, http.client.HTTPException))
 
 
 def test_a_delayed_answer_comes(receiver: Receiver) -> None:
@@ -596,7 +596,7 @@ def test_clear_forgets_what_came(receiver: Receiver) -> None:
 
 
 def test_keeps_connections_alive(receiver: Receiver) -> None:
-    """Requests of one connection tell so, whatever their answers."""
+    """Requests of one connection show it, whatever their responses."""
     receiver.order(Answer(), Answer(status=500), Answer(status=401))
     with connect(receiver.url) as connection:
         for expected in (200, 500, 401, 200):
@@ -610,8 +610,8 @@ def test_keeps_connections_alive(receiver: Receiver) -> None:
 def test_answers_pipelined_requests_in_order(receiver: Receiver) -> None:
     request = b"GET /count HTTP/1.1\r\n\r\n" + b"GET /other HTTP/1.1\r\n\r\n"
     last = b"GET /count HTTP/1.1\r\nConnection: close\r\n\r\n"
-    answers = raw(receiver, request + last)
-    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"200", b"404", b"200"]
+    responses = raw(receiver, request + last)
+    assert re.findall(rb"HTTP/1.1 (\d+)", responses) == [b"200", b"404", b"200"]
 
 
 @pytest.mark.parametrize("head", [b"HTTP/1.0\r\n", b"HTTP/1.1\r\nConnection: close\r\n"])
@@ -667,12 +667,12 @@ def test_a_client_that_leaves_amid_its_body_is_forgotten(receiver: Receiver) -> 
 
 
 def test_takes_many_connections_at_once(receiver: Receiver) -> None:
-    """All requests of a hundred clients are there before the first is answered."""
+    """All requests of a hundred clients are there before the first gets its response."""
     receiver.always(Answer(hang=True))
-    with background(*[lambda: post(receiver, [event()])] * 100) as answers:
+    with background(*[lambda: post(receiver, [event()])] * 100) as responses:
         receiver.wait_for_requests(100)
         receiver.release()
-    assert answers == [(200, [{"status": 202}])] * 100
+    assert responses == [(200, [{"status": 202}])] * 100
 
 
 def test_absorbs_50_000_events(receiver: Receiver) -> None:

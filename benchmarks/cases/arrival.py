@@ -6,15 +6,15 @@ import json
 import time
 
 INTERVAL = 0.05
-# Longer than an event waits for company, and than a slow receiver's answer.
+# Longer than an event is buffered, and than a slow receiver takes to respond.
 PATIENCE = 1.0
 
 
 def wait_for(subject, url, expected):
     """Return when all arrived, or no more did, and the CPU seconds that asking for it took.
 
-    A subject that can be told to send is told so. Then the receiver is asked, until all is there
-    or nothing comes any more: ddtrace's flush does not wait for what is under way.
+    A subject that can be flushed is flushed. Then the receiver is asked, until all is there or
+    nothing comes any more: ddtrace's flush does not wait for requests in flight.
     """
     if hasattr(subject, "flush"):
         subject.flush()

@@ -38,7 +38,7 @@ async def receive():
 
 async def send(message):
     if message.get("status", 200) != 200:
-        sys.exit(f"answered {message['status']}")
+        sys.exit(f"status {message['status']}")
 
 
 async def requests(count):

@@ -17,7 +17,7 @@ subject = None if mode == "plain" else load(name)
 
 
 def measure(requests, least):
-    """Make requests by `requests(count)`, tell what each cost, and end the process.
+    """Make requests by `requests(count)`, report what each cost, and end the process.
 
     `fastest_us` is of the fastest block, `mean_us` of all, with what sending takes after them.
     It is an error where a request is less than so many spans.

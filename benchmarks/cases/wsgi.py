@@ -26,7 +26,7 @@ ENVIRON = {
 
 def start_response(status, headers, exc_info=None):
     if status != "200 OK":
-        sys.exit(f"answered {status}")
+        sys.exit(f"status {status}")
 
 
 def requests(app):

@@ -44,7 +44,7 @@ def tell_trace_id(response):
 @app.post("/orders")
 def order():
     wish = request.get_json()
-    # A trace field is on all spans of the trace from here on, the store's too.
+    # A trace field is on all spans of the trace after this line, also those of the store.
     beeline.add_trace_field("customer", wish["customer"])
     return jsonify(price=place_order(wish["book"], wish["copies"], wish["card"])), 201
 
@@ -74,7 +74,7 @@ def store_failed(error):
 
 @app.get("/prices")
 def prices():
-    # Threads work in this trace if they are told so.
+    # `traced_thread` has a thread work in this trace.
     find = beeline.traced_thread(find_book)
     with ThreadPoolExecutor() as pool:
         found = pool.map(find, request.args.getlist("book"))

@@ -54,7 +54,7 @@ def show(events: list[dict[str, Any]], acts: dict[str, Act]) -> list[str]:
         print()
         print(f"\x1b[1m{title}\x1b[0m" if colour else title)
         print(f"   {act.note}")
-        print(f"   {act.method} {act.path} was answered {act.status}.")
+        print(f"   {act.method} {act.path} returned {act.status}.")
         print()
         for line in trace_tree.draw(trace, colour, ascii_only):
             print(line)

@@ -27,7 +27,7 @@ beeline.init(
     service_name="gate",
     sampler_hook=policy.sample,
     presend_hook=policy.scrub,
-    # Trace fields name users: no other host is told.
+    # Trace fields name users: send them to no other host.
     propagate_to=[urlsplit(ACCOUNTS).hostname],
 )
 
@@ -45,7 +45,7 @@ def admit():
         return
     with beeline.tracer("admit"):
         person = ask("/identify", key=request.headers.get("X-Api-Key", ""))
-        # On all spans from here on, those of the accounts service too.
+        # On all later spans, also those of the accounts service.
         beeline.add_trace_field("user", person["name"])
         beeline.add_trace_field("team", person["team"])
         with beeline.tracer("check_role"):

@@ -13,7 +13,7 @@ _DIGEST_KEY = os.environ.get("DIGEST_KEY", "").encode()
 
 
 def keep_trace(trace_id, rate):
-    """Tell whether to keep a trace: the same for all its spans, in whatever service."""
+    """Return whether to keep a trace: the same for all its spans, in whatever service."""
     (number,) = struct.unpack(">I", hashlib.sha256(trace_id.encode()).digest()[:4])
     return number < 2**32 / rate
 

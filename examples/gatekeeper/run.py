@@ -135,7 +135,7 @@ def show_trace(title: str, visit: Visit, events: list[dict[str, Any]]) -> None:
         kept = "Not kept."
     print(f"\n\x1b[1m{title}\x1b[0m" if has_colour() else f"\n{title}")
     print(f"   {act.note}")
-    print(f"   {act.method} {act.path} was answered {act.status}. {kept}")
+    print(f"   {act.method} {act.path} returned {act.status}. {kept}")
     lines = trace_tree.draw(
         trace_of(visit, events), has_colour(), not has_lines(), also=("request.remote_addr",)
     )
@@ -152,10 +152,10 @@ def problems(events: list[dict[str, Any]], visits: list[Visit]) -> list[str]:
     found = []
     for visit in visits:
         trace = trace_of(visit, events)
-        told = [
+        in_trace = [
             f"{visit.act.title}: " + text for text in trace_tree.problems(trace, visit.expected)
         ]
-        found += told if visit.expected or trace else []
+        found += in_trace if visit.expected or trace else []
         rates = [event["samplerate"] for event in trace]
         always = sum(visit.act.wrong.values())
         if sorted(rates) != [1] * always + [HEALTHY_RATE] * (len(trace) - always):

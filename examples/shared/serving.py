@@ -14,7 +14,7 @@ import beeline
 def serve(app):
     """Serve an application on a free port of this machine; at the end, send the last spans."""
     server = make_server("127.0.0.1", 0, app, threaded=True)
-    server.daemon_threads = False  # at the end, wait for the requests under way
+    server.daemon_threads = False  # at shutdown, wait for the requests in flight
 
     def stop(*_):
         # Not from this thread: it is the one that serves.
@@ -25,13 +25,13 @@ def serve(app):
     print(f"listening on http://127.0.0.1:{server.port}", flush=True)
     responses = beeline.get_responses_queue()
     server.serve_forever(poll_interval=0.1)
-    # The end of the process would send what waits too; so we can tell what became of it.
+    # The exit of the process would flush the queue too; this way we can report each outcome.
     beeline.close()
     tell_outcome(responses)
 
 
 def tell_outcome(responses):
-    """Count the responses that tell what became of each span."""
+    """Count the responses: one for each span."""
     accepted, errors = 0, set()
     while responses is not None and not responses.empty():
         response = responses.get()

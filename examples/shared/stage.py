@@ -30,7 +30,7 @@ Spans = Counter[tuple[str, str]]
 
 
 class ExampleError(Exception):
-    """What went wrong, to be told to who started the example."""
+    """What went wrong, for the person who started the example."""
 
 
 class Process:
@@ -116,7 +116,7 @@ class Process:
         return self._process.poll() is not None
 
     def wait(self) -> int:
-        """Wait until the process ends by itself; return its exit code."""
+        """Wait until the process exits; return its exit code."""
         try:
             code = self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -165,15 +165,15 @@ class Stage:
             process.end()
 
     def request(self, method: str, url: str, status: int, **options: Any) -> requests.Response:
-        """Make a request that must be answered with this status, by a service that tells the trace.
+        """Make a request that must get this status, from a service that returns the trace's id.
 
-        The trace's id is in the answer's header `X-Trace-Id`.
+        The id is in the response's header `X-Trace-Id`.
         """
         answer = requests.request(method, url, timeout=PATIENCE, **options)
         what = f"{method} {urlsplit(url).path}"
         if answer.status_code != status:
             words = "\n".join(process.last_words() for process in self._services)
-            raise ExampleError(f"{what} was answered {answer.status_code}, not {status}\n{words}")
+            raise ExampleError(f"{what} returned {answer.status_code}, not {status}\n{words}")
         if "X-Trace-Id" not in answer.headers:
             raise ExampleError(f"{what} was not traced; is HONEYCOMB_DISABLED set?")
         return answer
@@ -186,7 +186,7 @@ class Stage:
         return events
 
     def not_accepted(self, expected: Spans) -> list[str]:
-        """Return where a service was not told that each of its spans was accepted."""
+        """Return the services that have no acceptance for each of their spans."""
         wrong = []
         for process in self._services:
             name = process.name
@@ -226,12 +226,12 @@ def play(name: str, act: Callable[[Stage], None]) -> int:
 
 
 def has_colour() -> bool:
-    """Tell whether to print in colours."""
+    """Return whether to print in colors."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def has_lines() -> bool:
-    """Tell whether the lines of a tree can be printed."""
+    """Return whether the lines of a tree can be printed."""
     try:
         "├─└│".encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:

@@ -247,7 +247,7 @@ def test_a_trace_without_one_of_the_services_is_not_whole(order: Events) -> None
         assert any(service in what for what in trace_tree.problems(left, STORY[0].spans))
 
 
-def test_a_span_too_many_is_told(order: Events) -> None:
+def test_a_span_too_many_is_reported(order: Events) -> None:
     extra = copy.deepcopy(next(e for e in order if e["data"].get("trace.parent_id")))
     extra["data"].update({"name": "extra", "trace.span_id": "another"})
 
@@ -256,7 +256,7 @@ def test_a_span_too_many_is_told(order: Events) -> None:
     ]
 
 
-def test_a_parent_that_did_not_arrive_is_told(order: Events) -> None:
+def test_a_parent_that_did_not_arrive_is_reported(order: Events) -> None:
     child = next(e["data"] for e in order if e["data"]["name"] == "charge_card")
     child["trace.parent_id"] = "lost"
 
@@ -265,14 +265,14 @@ def test_a_parent_that_did_not_arrive_is_told(order: Events) -> None:
     ]
 
 
-def test_a_second_root_is_told(order: Events) -> None:
+def test_a_second_root_is_reported(order: Events) -> None:
     child = next(e["data"] for e in order if e["data"]["name"] == "charge_card")
     child["trace.parent_id"] = None
 
     assert trace_tree.problems(order, STORY[0].spans) == ["2 roots, not one"]
 
 
-def test_a_trace_without_a_root_is_told(order: Events) -> None:
+def test_a_trace_without_a_root_is_reported(order: Events) -> None:
     root = root_of(order)
     root["trace.parent_id"] = root["trace.span_id"]
 
@@ -280,7 +280,7 @@ def test_a_trace_without_a_root_is_told(order: Events) -> None:
     assert trace_tree.draw(order) == []
 
 
-def test_spans_below_one_another_are_told(order: Events) -> None:
+def test_spans_below_one_another_are_reported(order: Events) -> None:
     place, charge = (
         next(e["data"] for e in order if e["data"]["name"] == name)
         for name in ("place_order", "charge_card")
@@ -303,7 +303,7 @@ def test_an_id_used_twice_is_told_and_drawn_once(order: Events) -> None:
     assert spans_printed("\n".join(trace_tree.draw(order))) == STORY[0].spans
 
 
-def test_spans_of_two_traces_are_told(order: Events) -> None:
+def test_spans_of_two_traces_are_reported(order: Events) -> None:
     order[0]["data"]["trace.trace_id"] = "another"
 
     assert trace_tree.problems(order, STORY[0].spans) == ["spans of several traces"]

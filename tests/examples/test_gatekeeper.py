@@ -70,7 +70,7 @@ class Sent(NamedTuple):
         return list(traces.values())
 
     def with_status(self, status: int, path: str) -> list[list[ReceivedEvent]]:
-        """Return the traces of the requests to the gate that were answered so."""
+        """Return the traces of the requests to the gate that got this status."""
         return [
             trace
             for trace in self.traces()
@@ -167,10 +167,10 @@ def test_with_an_api_key_it_sends_to_honeycomb(sent: Sent) -> None:
     assert {event.team for event in sent.receiver.events} == {KEY}
     assert {event.dataset for event in sent.receiver.events} == {"gate", "accounts"}
     assert "Look in https://ui.honeycomb.io, dataset gate or accounts" in sent.done.stdout
-    told = re.findall(r"^ +([0-9a-f]{32})  ", sent.done.stdout, re.MULTILINE)
-    assert set(told) == {event.data["trace.trace_id"] for event in sent.receiver.events}
+    trace_ids = re.findall(r"^ +([0-9a-f]{32})  ", sent.done.stdout, re.MULTILINE)
+    assert set(trace_ids) == {event.data["trace.trace_id"] for event in sent.receiver.events}
     arrived = len(sent.receiver.events)
-    assert f" {len(told)} traces kept, {arrived} spans: all arrived." in sent.done.stdout
+    assert f" {len(trace_ids)} traces kept, {arrived} spans: all arrived." in sent.done.stdout
 
 
 def test_each_trace_is_one_tree_without_gaps(sent: Sent) -> None:

@@ -1,4 +1,4 @@
-"""The examples: each is started by one command, answers, and its spans arrive."""
+"""The examples: each is started by one command, responds, and its spans arrive."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_example(name: str, end: str) -> None:
 
 
 def test_unknown_example() -> None:
-    """Another name is told how to use the command."""
+    """Another name prints the usage of the command."""
     done = run("rails")
     assert done.returncode == 2
     assert "django" in done.stderr

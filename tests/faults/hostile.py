@@ -133,7 +133,7 @@ class ShrinkingDict(dict):  # type: ignore[type-arg]
 
 
 class HostileMapping(Mapping[Any, Any]):
-    """A mapping that can be neither read, counted nor told to be empty."""
+    """A mapping that can be neither read, counted nor tested for emptiness."""
 
     def _raise(self, *_: Any) -> NoReturn:
         raise ValueError("no such method")

@@ -93,12 +93,12 @@ def _handle(number: int, url: str, jobs: ThreadPoolExecutor) -> None:
 
     with request(number):
         with span("outer", number):
-            under_way = jobs.submit(beeline.traced_thread(job))
+            in_flight = jobs.submit(beeline.traced_thread(job))
             with span("inner", number):
                 assert requests.get(f"{url}/{number}", timeout=TIMEOUT).text == "done"
             with urllib.request.urlopen(f"{url}/{number}", timeout=TIMEOUT) as answer:
                 assert answer.read() == b"done"
-            under_way.result(TIMEOUT)
+            in_flight.result(TIMEOUT)
         with span("last", number):
             pass
 

@@ -6,11 +6,11 @@ of its own. At the end it prints what became of each event, and what it took in 
 descriptors and threads. The status is 0 only where
 
 - every event has exactly one response, and what a response calls accepted is at the receiver;
-- what the receiver has more often than the responses say is explained by lost answers, and nothing
-  is there more than three times: one that is lost on a reused connection does not count;
+- what the receiver has more often than the responses say is explained by lost responses, and
+  nothing is there more than three times: one that is lost on a reused connection does not count;
 - file descriptors and threads are as before, and memory does not grow with the events sent;
 - it was a soak: faults came, half the rate was reached, half of the events at least were accepted,
-  and all had their answer when all was closed.
+  and all had their response when all was closed.
 
 This is no test of speed: a rate above half is printed, but is no reason to fail.
 """
@@ -59,17 +59,17 @@ BLOCKS_BOUND_EACH = 0.1
 ACCEPTED = "accepted"
 
 
-# What is told
+# Outcomes
 
 
-class Told:
-    """What the application was told of each event, by its number."""
+class Outcomes:
+    """What became of each event as its response reports it, by the event's number."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
         self._kinds: list[str] = ["nothing"]
         self._kind_of: dict[str, int] = {"nothing": 0}
-        self._told = bytearray()  # for each number the index of a kind
+        self._outcomes = bytearray()  # for each number the index of a kind
         self._lock = threading.Lock()
         self.sent = 0
         #: Responses to what was never sent, or had one.
@@ -78,7 +78,7 @@ class Told:
     def new_number(self) -> int:
         """Return the number for one more event that will be sent."""
         with self._lock:
-            self._told.append(0)
+            self._outcomes.append(0)
             self.sent += 1
             return next(self._numbers)
 
@@ -102,18 +102,18 @@ class Told:
             if kind not in self._kind_of:
                 self._kind_of[kind] = len(self._kinds)
                 self._kinds.append(kind)
-            if type(number) is not int or not 0 <= number < self.sent or self._told[number]:
+            if type(number) is not int or not 0 <= number < self.sent or self._outcomes[number]:
                 self.too_many += 1
             else:
-                self._told[number] = self._kind_of[kind]
+                self._outcomes[number] = self._kind_of[kind]
 
     def of(self, number: int) -> str:
-        """Return what was told of an event."""
-        return self._kinds[self._told[number]]
+        """Return the outcome of an event."""
+        return self._kinds[self._outcomes[number]]
 
     def counts(self) -> Counter[str]:
-        """Return how many events each thing was told of."""
-        return Counter(self._kinds[index] for index in self._told)
+        """Return how many events had each outcome."""
+        return Counter(self._kinds[index] for index in self._outcomes)
 
 
 def _kind(one: dict[str, Any]) -> str:
@@ -129,7 +129,7 @@ class Accounts(NamedTuple):
     """What became of all events, in the words of both sides."""
 
     sent: int
-    told: dict[str, int]
+    outcomes: dict[str, int]
     #: Events without a response, or called accepted though they are not at the receiver.
     lost: int
     #: Responses too many.
@@ -142,25 +142,25 @@ class Accounts(NamedTuple):
     unexplained: int
 
 
-def settle(told: Told, received: list[tuple[int, int, int]]) -> Accounts:
-    """Compare what was told with each event's number, copies, and copies without an answer."""
+def reconcile(outcomes: Outcomes, received: list[tuple[int, int, int]]) -> Accounts:
+    """Compare the outcomes with each event's number, copies, and copies without a response."""
     lost = duplicates = surprises = unexplained = 0
     there = {number: (copies, unanswered) for number, copies, unanswered in received}
-    for number in range(told.sent):
-        kind = told.of(number)
+    for number in range(outcomes.sent):
+        kind = outcomes.of(number)
         copies, unanswered = there.pop(number, (0, 0))
         accepted = kind == ACCEPTED
         lost += kind == "nothing" or (accepted and not copies)
         duplicates += copies > 1
         surprises += copies > 0 and not accepted
         unexplained += copies > 3 or copies - unanswered > accepted
-    counts = told.counts()
+    counts = outcomes.counts()
     del counts["nothing"]
     return Accounts(
-        told.sent,
+        outcomes.sent,
         dict(counts),
         lost,
-        told.too_many,
+        outcomes.too_many,
         duplicates,
         surprises,
         unexplained + len(there),  # what nobody sent
@@ -257,7 +257,7 @@ def _always(**answer: Any) -> Fault:
 def _sometimes(**answer: Any) -> Fault:
     """Answer every other time so: what is lost once arrives at the second try.
 
-    There are several requests a second, so that all of these answers are given in this time.
+    There are several requests a second, so that each of these is given in this time.
     """
     return lambda rng, seconds: {"order": [answer, {}] * max(1, round(2 * seconds))}
 
@@ -267,21 +267,21 @@ FAULTS: dict[str, Fault] = {
     "429 with Retry-After": lambda rng, seconds: {
         "always": {"status": 429, "headers": {"Retry-After": str(rng.randint(1, 3))}}
     },
-    "slow answers": lambda rng, seconds: {"always": {"delay": rng.uniform(0.1, 1.0)}},
-    "dripping answers": _always(drip=0.0005),
-    "hanging answers": _always(hang=True),
-    "reset before the answer": _sometimes(close="during-read"),
-    "closed before the answer": _sometimes(close="before"),
+    "slow responses": lambda rng, seconds: {"always": {"delay": rng.uniform(0.1, 1.0)}},
+    "dripping responses": _always(drip=0.0005),
+    "hanging responses": _always(hang=True),
+    "reset before the response": _sometimes(close="during-read"),
+    "closed before the response": _sometimes(close="before"),
     "reset once taken": _sometimes(close="taken"),
-    "closed within the answer": _sometimes(close="halfway"),
-    "closed after the answer": _always(close="after"),
+    "closed within the response": _sometimes(close="halfway"),
+    "closed after the response": _always(close="after"),
     "broken JSON": _sometimes(body='[{"status":2'),
     "events 429 and 500": _always(statuses=[429, 202, 500, 202] * 250),
     "receiver stopped": lambda rng, seconds: {"stop": None},
 }
-# Seconds of a few where there is time for it: no longer than that waits anybody for an answer, and
-# so long no event is to be lost.
-LONG = {"hanging answers": HTTP_TIMEOUT + 2, "receiver stopped": 30.0}
+# Seconds of some faults, if there is time: nobody waits longer than that for a response, and no
+# event may be lost in that time.
+LONG = {"hanging responses": HTTP_TIMEOUT + 2, "receiver stopped": 30.0}
 _QUIET = {"start": None, "always": None, "release": None}
 
 
@@ -367,8 +367,8 @@ def running(*works: Callable[[], Any]) -> Iterator[list[Any]]:
 class Application:
     """Makes spans and events, numbered, in a few threads."""
 
-    def __init__(self, told: Told, client: Client) -> None:
-        self._told = told
+    def __init__(self, outcomes: Outcomes, client: Client) -> None:
+        self._outcomes = outcomes
         self._client = client
         self.ended = threading.Event()
 
@@ -382,7 +382,7 @@ class Application:
         """Make a trace of four spans."""
         with beeline.tracer("request") as root:
             self._number(root)
-            beeline.add_trace_field("app.user", self._told.sent % 1000)
+            beeline.add_trace_field("app.user", self._outcomes.sent % 1000)
             for place in range(3):
                 with beeline.tracer("step") as span:
                     self._number(span)
@@ -390,13 +390,13 @@ class Application:
         return 4
 
     def _number(self, span: Any) -> None:
-        number = self._told.new_number()
+        number = self._outcomes.new_number()
         span.add_context_field("number", number)
         span.event.add_metadata(number)
 
     def make_event(self) -> int:
         """Make one event."""
-        number = self._told.new_number()
+        number = self._outcomes.new_number()
         event = self._client.new_event({"name": "event", "number": number, "text": "t" * 100})
         event.add_metadata(number)
         event.send()
@@ -422,14 +422,14 @@ class Sent(NamedTuple):
     faults: int
     #: Samples of the resident memory, MiB.
     memory: Sequence[float]
-    #: Seconds that closing took, and whether all was answered in that time.
+    #: Seconds that closing took, and whether all was delivered in that time.
     closing: float
-    all_answered: bool
+    all_delivered: bool
 
 
 def send(
     remote: Remote,
-    told: Told,
+    outcomes: Outcomes,
     options: argparse.Namespace,
     seconds: float,
     rng: random.Random | None,
@@ -449,11 +449,11 @@ def send(
             return Client(**settings, transmission_impl=for_events(max_responses=0))
 
         client = asyncio.run_coroutine_threadsafe(init(), loop).result()
-        app = Application(told, client)
+        app = Application(outcomes, client)
         quarter = options.rate / 4
         readers = [
-            lambda: told.read(beeline_responses),
-            lambda: told.read(client.responses()),
+            lambda: outcomes.read(beeline_responses),
+            lambda: outcomes.read(client.responses()),
         ]
         beeline_responses = beeline.get_responses_queue()
         assert beeline_responses is not None
@@ -464,7 +464,7 @@ def send(
             lambda: app.steadily(app.make_event, quarter),
         ]
         with running(*readers):
-            before, start, samples = told.sent, time.monotonic(), array("d")
+            before, start, samples = outcomes.sent, time.monotonic(), array("d")
             with running(*makers):
                 works = [lambda: conduct(remote, rng, seconds, app.ended)] if rng else []
                 try:
@@ -477,17 +477,17 @@ def send(
                             app.ended.set()
                 finally:
                     app.ended.set()
-            events, end = told.sent - before, time.monotonic()
-            answered = [beeline.close(PATIENCE), client.close(PATIENCE)]
+            events, end = outcomes.sent - before, time.monotonic()
+            delivered = [beeline.close(PATIENCE), client.close(PATIENCE)]
             closing = time.monotonic() - end
-    return Sent(events, end - start, sum(faults), samples, closing, all(answered))
+    return Sent(events, end - start, sum(faults), samples, closing, all(delivered))
 
 
 def usage_after_close(before: Usage | None = None) -> Usage:
     """Return the usage when all threads but this one have ended, and it is as before.
 
-    Both come a moment after `close`: a request that nobody waits for may be under way. Where they
-    do not come, that is said by what is returned.
+    Both come a moment after `close`: a request that nobody waits for may be in flight. If they
+    do not come, the usage that is returned shows it.
     """
     deadline = time.monotonic() + PATIENCE
     while True:
@@ -537,19 +537,19 @@ class Figures(NamedTuple):
         """Return what is wrong, nothing where all is well."""
         accounts, sent, before, after = self.accounts, self.sent, self.before, self.after
         first, second = self.halves
-        accepted = accounts.told.get(ACCEPTED, 0)
-        dropped = sum(n for kind, n in accounts.told.items() if kind.startswith("dropped"))
+        accepted = accounts.outcomes.get(ACCEPTED, 0)
+        dropped = sum(n for kind, n in accounts.outcomes.items() if kind.startswith("dropped"))
         found = {
             f"only {accepted} of {accounts.sent} events are accepted": accepted < accounts.sent / 2,
             f"only {self.rate:.1f} events a second were sent": self.rate < self.asked / 2,
-            # It is not, either, where an answer was lost twice.
-            "not all was answered at close": (
-                not sent.all_answered and (sent.closing >= PATIENCE or not dropped)
+            # It is not, either, if a response was lost twice.
+            "not all was delivered at close": (
+                not sent.all_delivered and (sent.closing >= PATIENCE or not dropped)
             ),
             "no fault came": not sent.faults and sent.seconds >= 1.0,
             f"{accounts.lost} events are lost": accounts.lost,
             f"{accounts.too_many} responses are too many": accounts.too_many,
-            f"{accounts.unexplained} events came more often than lost answers explain": (
+            f"{accounts.unexplained} events came more often than lost responses explain": (
                 accounts.unexplained
             ),
             "file descriptors are not as before": before.descriptors != after.descriptors,
@@ -568,15 +568,15 @@ class Figures(NamedTuple):
             f"{'rate':<24}{self.rate:>10.1f} events a second, asked for {self.asked:g}",
             f"{'faults':<24}{sent.faults:>10}",
             f"{'close':<24}{sent.closing:>10.1f} s, "
-            f"{'all' if sent.all_answered else 'not all'} answered",
+            f"{'all' if sent.all_delivered else 'not all'} delivered",
             f"{'sent, with warm-up':<24}{accounts.sent:>10}",
         ]
-        lines += [f"{count:>34}  {kind}" for kind, count in sorted(accounts.told.items())]
+        lines += [f"{count:>34}  {kind}" for kind, count in sorted(accounts.outcomes.items())]
         first, second = self.halves
         lines += [
             f"{'lost':<24}{accounts.lost:>10}",
             f"{'duplicates':<24}{accounts.duplicates:>10}",
-            f"{'arrived, told not':<24}{accounts.surprises:>10}",
+            f"{'arrived, unreported':<24}{accounts.surprises:>10}",
             f"{'unexplained of these':<24}{accounts.unexplained:>10}",
             "",
             f"{'':<24}{'start':>10}{'peak':>10}{'end':>10}",
@@ -595,15 +595,15 @@ class Figures(NamedTuple):
 
 def soak(options: argparse.Namespace) -> Figures:
     """Send, first a little without faults, then as long as asked for with faults."""
-    told = Told()
+    outcomes = Outcomes()
     with Remote() as remote:
-        send(remote, told, options, min(2.0, options.seconds / 3), None)
+        send(remote, outcomes, options, min(2.0, options.seconds / 3), None)
         before = usage_after_close()
         memory_before = memory()
-        sent = send(remote, told, options, options.seconds, random.Random(options.seed))
+        sent = send(remote, outcomes, options, options.seconds, random.Random(options.seed))
         after = usage_after_close(before)
         memory_after = memory()
-        accounts = settle(told, remote.report())
+        accounts = reconcile(outcomes, remote.report())
     return Figures(accounts, sent, options.rate, before, after, memory_before, memory_after)
 
 
@@ -625,7 +625,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.seed is None:
         options.seed = random.SystemRandom().randrange(10**6)
-    for name in ("honeycomb-sdk", "honeycomb-beeline"):  # they tell of the faults
+    for name in ("honeycomb-sdk", "honeycomb-beeline"):  # they log the faults
         logging.getLogger(name).setLevel(logging.CRITICAL)
     for name in [name for name in os.environ if name.startswith("HONEYCOMB_")]:
         del os.environ[name]

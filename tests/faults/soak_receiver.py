@@ -4,7 +4,7 @@ It prints its URL and then obeys orders, one JSON object a line of stdin, until 
 `{"always": <an Answer's arguments or null>}`, `{"order": [<arguments>, ...]}`, `{"release": null}`,
 `{"stop": null}`, `{"start": null}` and `{"report": <seconds>}`. The last one stops it and prints,
 for each event by its field `number`, how often it was taken and how many of these times the client
-may not have had the answer: it was not sent whole, or only after so many seconds.
+may not have had the response: it was not sent whole, or only after so many seconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.receiver import Answer, ReceivedRequest, Receiver
 
-# Seconds after which what a request brought is of no more use, answered or not.
+# Seconds after which what a request brought is of no more use, completed or not.
 _OLD = 60.0
 
 
@@ -57,7 +57,7 @@ class Ledger:
             self.collect()
 
     def report(self, late: float) -> list[tuple[int, int, int]]:
-        """Return each event's number, how often it was taken, and how many answers were lost."""
+        """Return each event's number, how often it was taken, and how many responses were lost."""
         self.collect()
         return [
             (number, len(requests), sum(_is_lost(request, late) for request in requests))

@@ -69,11 +69,11 @@ def _run(receiver: Receiver, name: str, python: str = sys.executable, **settings
 
 def _numbers(fields: dict[str, Any]) -> set[int]:
     """Return every number of a request that a span tells."""
-    told = {fields[name] for name in ("number", "app.number") if name in fields}
+    numbers = {fields[name] for name in ("number", "app.number") if name in fields}
     for name in ("request.path", "request.url", "request.uri"):
         if name in fields:
-            told.add(int(fields[name].rpartition("/")[2]))
-    return told
+            numbers.add(int(fields[name].rpartition("/")[2]))
+    return numbers
 
 
 def _check(receiver: Receiver, count: int, tree_of: Callable[[int], Tree]) -> None:

@@ -158,7 +158,7 @@ def on_the_wire(text: str) -> str:
     return text.encode("utf-8", "surrogatepass").decode("latin-1")
 
 
-# Services, each of which answers a request with these headers
+# Services: each responds to a request with these headers
 
 Service = Callable[[Mapping[str, Any]], Any]
 
@@ -234,9 +234,10 @@ OWN = {
 @pytest.mark.parametrize("key", [ENVIRONMENT_KEY, "c" * 32], ids=["environment", "classic"])
 @pytest.mark.parametrize("ask", OWN)
 def test_any_headers(sent: Sent, ask: Service, key: str) -> None:
-    """Whatever comes, the request is answered and its spans arrive, in a trace of a proper id,
-    with what they say of themselves, of bounded size; what goes on is one line that servers take.
-    A dataset is taken with a classic key alone."""
+    """Whatever comes, the request gets its response and its spans arrive.
+
+    They are in a trace with a valid id, have their own fields and a bounded size. What is
+    propagated is one line that servers accept. Only a classic key accepts a dataset."""
     sent.init(writekey=key)
     own_dataset = "shop" if key == ENVIRONMENT_KEY else "tests"
 
@@ -365,7 +366,7 @@ def test_any_headers_with_tornado(sent: Sent) -> None:
         if status == 400:  # by Tornado, which calls no handler
             return
         assert status == 200
-        sent.receiver.wait_for(2)  # Tornado answers before the request is over
+        sent.receiver.wait_for(2)  # Tornado responds before the request is over
         root = sent.one("tornado_http_get")
         assert (root["request.path"], root["response.status_code"]) == ("/here", 200)
         assert sent.one("part").get("trace.parent_id") == root["trace.span_id"]

@@ -1,6 +1,6 @@
-"""Hooks that raise, change what they are given, answer nonsense, come back in, or take long.
+"""Hooks that raise, change what they are given, return nonsense, are re-entered, or take long.
 
-What `tests/beeline/test_hooks.py` says of one hook that raises or answers oddly is not said again.
+`tests/beeline/test_hooks.py` has the tests of one hook that raises or returns odd values.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.beeline.conftest import Application
 from tests.faults import hostile
 from tests.faults.hostile import MAKERS
 from tests.libhoney.conftest import MakeClient
-from tests.libhoney.support import answers, in_thread, send
+from tests.libhoney.support import all_responses, in_thread, send
 from tests.receiver import MAX_EVENT, Receiver
 from tests.servers.helpers import run_program
 
@@ -40,7 +40,7 @@ def application(receiver: Receiver) -> Iterator[Application]:
     set_active(None)
 
 
-def told() -> list[dict[str, Any]]:
+def responses_on_queue() -> list[dict[str, Any]]:
     """Return the responses that are on the queue."""
     responses = beeline.get_responses_queue()
     assert responses is not None
@@ -91,7 +91,7 @@ def test_whatever_a_sampler_answers_the_event_arrives_at_a_rate(
             pass
     assert sorted(application.names()) == ["odd", "root"]
     assert 1 <= application.receiver.one("odd").samplerate < 2**31
-    assert [one["status_code"] for one in told()] == [202, 202]
+    assert [one["status_code"] for one in responses_on_queue()] == [202, 202]
 
 
 @BOTH
@@ -130,20 +130,20 @@ def test_whatever_a_hook_puts_into_the_fields(
         assert [fields["name"] for fields in sent[1:]] == ["next", "root"]
         assert sent[1].get("trace.parent_id") == sent[2]["trace.span_id"]
         assert max(len(json.dumps(fields).encode()) for fields in sent) <= MAX_EVENT
-        assert [one["status_code"] for one in told()] == [202] * 3
+        assert [one["status_code"] for one in responses_on_queue()] == [202] * 3
     finally:
         beeline.close()
 
 
 @BOTH
 def test_a_hook_that_empties_the_fields(application: Application, hook: str) -> None:
-    """There is nothing to send: the response says so, and the other spans arrive."""
+    """There is nothing to send: the response has that reason, and the other spans arrive."""
     application.init(**{hook: only("odd", lambda fields: fields.clear() or (True, 1))})
     with beeline.tracer("root"):
         with beeline.tracer("odd"):
             pass
     assert application.names() == ["root"]
-    assert sorted(str(one["error"]) for one in told()) == [
+    assert sorted(str(one["error"]) for one in responses_on_queue()) == [
         *("None", "event not sent; it has no fields"),
     ]
 
@@ -153,7 +153,7 @@ def test_a_hook_that_empties_the_fields(application: Application, hook: str) -> 
 def test_a_hook_may_raise_anything(
     application: Application, hook: str, error: type[Exception]
 ) -> None:
-    """Without a sampler the event is kept; without the presend hook it is dropped and told."""
+    """Without a sampler the event is kept; without the presend hook it is dropped and reported."""
 
     def fails(fields: dict[str, Any]) -> Any:
         raise error
@@ -164,12 +164,12 @@ def test_a_hook_may_raise_anything(
             pass
     expected = ["root"] if hook == "presend_hook" else ["odd", "root"]
     assert sorted(application.names()) == expected
-    assert len(told()) == 2
+    assert len(responses_on_queue()) == 2
 
 
 @BOTH
 @pytest.mark.parametrize("raised", [KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_what_ends_a_program_goes_on_and_is_told(
+def test_exceptions_that_end_a_program_are_reraised_and_reported(
     application: Application, hook: str, raised: type[BaseException]
 ) -> None:
     """It is not ours to keep. The event is reported as dropped, no span stays open, and the next
@@ -188,7 +188,7 @@ def test_what_ends_a_program_goes_on_and_is_told(
     assert get_active() is None
     assert application.names() == ["next", "root"]
     assert application.parent_of("next") == "root"
-    errors = [one["error"] for one in told()]
+    errors = [one["error"] for one in responses_on_queue()]
     assert len(errors) == 3
     assert len([error for error in errors if error and "hook" in error]) == 1
 
@@ -201,7 +201,7 @@ def test_a_hook_that_makes_spans_for_each_span_comes_to_an_end(
     application: Application, hook: str
 ) -> None:
     """A hook runs for the spans that it makes itself, but not again for what these runs make: that
-    is dropped and told. The application's spans arrive."""
+    is dropped and reported. The application's spans arrive."""
     calls = []
 
     def makes_spans(fields: dict[str, Any]) -> tuple[bool, int]:
@@ -220,7 +220,7 @@ def test_a_hook_that_makes_spans_for_each_span_comes_to_an_end(
     assert [name for name in names if "hook" not in name] == ["child", "root"]
     assert len(names) == 6  # two for each of the application's
     assert len(calls) == 6
-    found = told()
+    found = responses_on_queue()
     assert len(found) == 6 + 8
     assert len([one for one in found if one["error"] and "nested" in one["error"]]) == 8
     with beeline.tracer("later"):
@@ -241,7 +241,7 @@ def test_both_hooks_together_come_to_an_end(application: Application) -> None:
     with beeline.tracer("root"):
         pass
     assert "root" in application.names()
-    assert len(told()) < 50
+    assert len(responses_on_queue()) < 50
 
 
 @BOTH
@@ -266,7 +266,11 @@ def test_a_hook_may_make_a_span_for_its_own_work(application: Application, hook:
 @pytest.mark.parametrize(
     "come_back",
     [
-        *(lambda: beeline.init(writekey="other"), lambda: beeline.flush(), lambda: told()),
+        *(
+            lambda: beeline.init(writekey="other"),
+            lambda: beeline.flush(),
+            lambda: responses_on_queue(),
+        ),
         *(lambda: beeline.send_now({"name": "lone"}), lambda: beeline.send_all()),
         *(lambda: beeline.add_context({"a": 1}), lambda: beeline.send_event()),
         *(lambda: beeline.add_trace_field("a", 1), lambda: beeline.finish_trace(get_active())),
@@ -337,7 +341,7 @@ def test_a_hook_at_the_end_of_the_stack(application: Application, hook: str) -> 
             pass
     assert get_active() is None
     assert {"next", "root"} <= set(application.names())
-    assert len(told()) == 4
+    assert len(responses_on_queue()) == 4
 
 
 # Hooks that take long
@@ -504,13 +508,13 @@ class Statsd:
 def test_a_statsd_client_may_raise_anything(
     receiver: Receiver, make_client: MakeClient, error: type[BaseException]
 ) -> None:
-    """Batch after batch is delivered and answered, with one sender as with several."""
+    """Batch after batch is delivered, with one sender as with several."""
     client = make_client(statsd=Statsd(error), max_batch_size=1, max_concurrent_batches=1)
     for number in range(5):
         send(client, number)
         assert client.flush()
     assert [event.data["name"] for event in receiver.events] == list(range(5))
-    assert len(answers(client)) == 5
+    assert len(all_responses(client)) == 5
 
 
 def test_a_statsd_client_may_send_events(receiver: Receiver, make_client: MakeClient) -> None:
@@ -526,7 +530,7 @@ def test_a_statsd_client_may_send_events(receiver: Receiver, make_client: MakeCl
     send(client, "event")
     receiver.wait_for(4)
     assert client.flush()
-    assert len(answers(client)) == 4
+    assert len(all_responses(client)) == 4
 
 
 def test_a_reader_of_responses_may_send_close_and_raise(

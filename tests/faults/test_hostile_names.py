@@ -16,7 +16,7 @@ import beeline
 from libhoney import Client
 from libhoney.internal import check_api_host
 from libhoney.transmission import TornadoTransmission, Transmission, retry
-from tests.libhoney.support import answers
+from tests.libhoney.support import all_responses
 from tests.receiver import Receiver
 
 KEY = "c" * 32
@@ -90,7 +90,7 @@ def test_any_dataset(receiver: Receiver, make_client: MakeClient, kind: Any) -> 
         for request in receiver.requests:
             assert request.headers["Host"] == urlsplit(receiver.url).netloc
             assert request.headers.get_all("X-Honeycomb-Team") == [KEY]
-        assert [answer["status_code"] for answer in answers(client)] == [202, 202]
+        assert [answer["status_code"] for answer in all_responses(client)] == [202, 202]
 
     check()
 
@@ -108,10 +108,10 @@ def test_dataset_of_a_megabyte(receiver: Receiver, make_client: MakeClient, kind
         event.add_metadata(name[:6])
         event.send()
     client.flush(30)
-    told = {answer["metadata"]: answer for answer in answers(client)}
-    assert set(told) == {"nnnnnn", "things"}
-    assert told["nnnnnn"]["error"]
-    assert told["things"]["status_code"] == 202
+    responses = {answer["metadata"]: answer for answer in all_responses(client)}
+    assert set(responses) == {"nnnnnn", "things"}
+    assert responses["nnnnnn"]["error"]
+    assert responses["things"]["status_code"] == 202
     assert [event.dataset for event in receiver.events] == ["things"]
 
 
@@ -292,7 +292,7 @@ def test_any_api_host_is_refused_or_read_in_one_way(api_host: str) -> None:
     ],
 )
 def test_odd_api_host_is_refused(receiver: Receiver, pattern: str) -> None:
-    """At `init`, naming the setting; a password in it is not told."""
+    """At `init`, naming the setting; a password in it is not disclosed."""
     api_host = _filled(pattern, receiver, receiver)
     for make in (beeline.init, Client):
         with pytest.raises(ValueError, match="api_host must be") as raised:
@@ -354,7 +354,7 @@ def test_events_own_api_host(
         client.send_now({"name": "plain"})
         client.flush()
         assert receiver.one("plain")
-        assert len(answers(client)) == 2
+        assert len(all_responses(client)) == 2
         assert not evil.requests
         assert all(request.headers["X-Evil"] is None for request in receiver.requests)
 

@@ -22,7 +22,7 @@ from tests.beeline.conftest import KEY, Application
 from tests.faults import hostile
 from tests.faults.hostile import MAKERS
 from tests.libhoney.conftest import MakeClient
-from tests.libhoney.support import answers, in_thread, send
+from tests.libhoney.support import all_responses, in_thread, send
 from tests.receiver import MAX_EVENT, Receiver
 
 ROOM = settings(
@@ -60,7 +60,7 @@ def assert_it_arrives_among_others(receiver: Receiver, client: Client, fields: A
     event.send()
     send(client, "after", number=2)
     assert client.flush()
-    assert sorted((one["metadata"], one["status_code"]) for one in answers(client)) == [
+    assert sorted((one["metadata"], one["status_code"]) for one in all_responses(client)) == [
         ("after", 202),
         ("before", 202),
         ("hostile", 202),
@@ -101,7 +101,7 @@ def test_each_hostile_value_is_replaced_alone(
         assert event.data["good"] == [1, {"a": "b"}]
         value = event.data["value"]
         assert value["in"][1] == 1 if nested else "value" in event.data
-    assert {one["status_code"] for one in answers(client)} == {202}
+    assert {one["status_code"] for one in all_responses(client)} == {202}
 
 
 @pytest.mark.parametrize("name", sorted(hostile.LARGE))
@@ -204,7 +204,7 @@ def test_an_events_own_attributes_may_be_anything(
             setattr(event, attribute, MAKERS[name]())
             getattr(event, verb)()
         assert client.flush()
-        kinds = [one["error"] or one["status_code"] for one in answers(client)]
+        kinds = [one["error"] or one["status_code"] for one in all_responses(client)]
         assert len(kinds) == 2, name
         assert 202 in kinds, name
         assert set(kinds) <= {202, "event dropped due to sampling"}, name
@@ -459,7 +459,7 @@ def test_dicts_and_lists_that_other_threads_change(
         for thread in threads:
             thread.join(60)
     assert client.flush()
-    assert {one["status_code"] for one in answers(client)} == {202}
+    assert {one["status_code"] for one in all_responses(client)} == {202}
     assert len(receiver.events) == 200
     for arrived in receiver.events:
         assert arrived.data["nested"]["steady"] == 1
@@ -640,7 +640,7 @@ def test_each_function_takes_each_value(app: Application, call: Callable[[Any], 
 def test_what_ends_a_program_leaves_no_span_open(
     app: Application, raised: type[BaseException]
 ) -> None:
-    """A value that raises such when its span is sent: it goes on, and the spans around it are
+    """A value that raises such when its span is sent: it is re-raised, and the spans around it are
     sent."""
     with beeline.tracer("root"):
         with pytest.raises(raised):

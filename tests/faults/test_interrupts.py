@@ -145,9 +145,9 @@ def test_exception_from_outside_at_each_point_of_a_span(
         assert interrupt.is_caught == is_raised, interrupt.where
         assert left == [None], interrupt.where
         assert beeline.flush(), interrupt.where
-        told = Counter(one["metadata"] for one in list(responses.queue))
-        told.pop(None, None)
-        assert told == Counter(opened), interrupt.where
+        reported = Counter(one["metadata"] for one in list(responses.queue))
+        reported.pop(None, None)
+        assert reported == Counter(opened), interrupt.where
         arrived = Counter(event.data["name"] for event in receiver.events)
         dropped = [one["metadata"] for one in list(responses.queue) if one["error"] is not None]
         assert {name: arrived[name] for name in opened if name not in dropped} == {
@@ -238,8 +238,8 @@ def test_signal_handler_that_interrupts_user_code(
     assert get_active() is None
     assert beeline.flush()
     responses: Any = beeline.get_responses_queue()
-    (told,) = [one for one in list(responses.queue) if one["metadata"] == "interrupted"]
-    assert (told["error"] is None) == (place == "dynamic field")
+    (response,) = [one for one in list(responses.queue) if one["metadata"] == "interrupted"]
+    assert (response["error"] is None) == (place == "dynamic field")
 
 
 @signals
@@ -352,12 +352,12 @@ for number in range(600):
         signal.setitimer(signal.ITIMER_REAL, 0)
     active += tracer.get_active_span() is not None
 assert beeline.flush(20)
-told = collections.Counter()
+reported = collections.Counter()
 while not beeline.get_responses_queue().empty():
-    told[beeline.get_responses_queue().get()["metadata"]] += 1
-del told[None]
-lost = [one for one in opened if one not in told]
-print(swallowed, active, len(lost), sum(count > 1 for count in told.values()))
+    reported[beeline.get_responses_queue().get()["metadata"]] += 1
+del reported[None]
+lost = [one for one in opened if one not in reported]
+print(swallowed, active, len(lost), sum(count > 1 for count in reported.values()))
 """
 
 
@@ -424,10 +424,10 @@ with gevent.Timeout(0.05, limit) as timeout:
         assert error is timeout or type(error) is Limit
 assert tracer.get_active_span() is None
 assert beeline.flush(20)
-told = []
+reported = []
 while not beeline.get_responses_queue().empty():
-    told.append(beeline.get_responses_queue().get()["metadata"])
-print(len(seen), told.count("task"))
+    reported.append(beeline.get_responses_queue().get()["metadata"])
+print(len(seen), reported.count("task"))
 """
 
 

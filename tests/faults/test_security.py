@@ -1,4 +1,4 @@
-"""The write key is told to nobody but the API host; no header can be smuggled in."""
+"""The write key reaches nobody except the API host; no header can be smuggled in."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from libhoney.transmission import (
     retry,
 )
 from tests.beeline.patch.upstream import Upstream, other_name
-from tests.libhoney.support import answers
+from tests.libhoney.support import all_responses
 from tests.receiver import Answer, Receiver
 from tests.servers.helpers import Sent, serve
 
@@ -46,7 +46,7 @@ BOTH = pytest.mark.parametrize("kind", [Transmission, TornadoTransmission])
 hostile = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-def assert_untold(text: str) -> None:
+def assert_undisclosed(text: str) -> None:
     """Check that no part of the key but its end is in a text, written in whatever way."""
     for form in (SECRET, quote(SECRET), SECRET.encode().hex(), SECRET[:12], SECRET[-12:]):
         assert form.lower() not in text.lower()
@@ -68,14 +68,14 @@ class _Everything(logging.Handler):
         """Keep a record, its arguments and its exception."""
         self.texts += [record.getMessage(), repr(record.args)]
         if record.exc_info and record.exc_info[1] is not None:
-            told = traceback.TracebackException.from_exception(
+            formatted = traceback.TracebackException.from_exception(
                 record.exc_info[1], capture_locals=True
             )
-            self.texts.append("".join(told.format()))
+            self.texts.append("".join(formatted.format()))
 
 
-class _Told:
-    """All that a process told while it was watched."""
+class _Disclosed:
+    """All that a process disclosed while it was watched."""
 
     def __init__(self, log: _Everything, capfd: pytest.CaptureFixture[str]) -> None:
         self._log = log
@@ -83,7 +83,7 @@ class _Told:
         self.texts: list[str] = []
 
     def add(self, *values: object) -> None:
-        """Keep other things that were told."""
+        """Keep other things that were disclosed."""
         self.texts += [text for value in values for text in (str(value), repr(value))]
 
     @property
@@ -94,19 +94,19 @@ class _Told:
 
 
 @pytest.fixture
-def told(capfd: pytest.CaptureFixture[str]) -> Iterator[_Told]:
+def disclosed(capfd: pytest.CaptureFixture[str]) -> Iterator[_Disclosed]:
     """Watch every logger, those of HTTP clients among them, stdout, stderr and warnings."""
     log = _Everything()
     loggers = [logging.getLogger(name) for name in (None, "honeycomb-beeline", "honeycomb-sdk")]
     before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
     loggers[0].addHandler(log)
     loggers[0].setLevel(logging.DEBUG)
-    watched = _Told(log, capfd)
+    watched = _Disclosed(log, capfd)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         yield watched
         watched.add(*(warning.message for warning in warned))
-    assert_untold(watched.text)
+    assert_undisclosed(watched.text)
     for logger, level, handlers in before:
         logger.setLevel(level)
         logger.handlers[:] = handlers
@@ -137,11 +137,11 @@ def upstream() -> Iterator[Upstream]:
         yield app
 
 
-# What tells
+# Whatever may disclose the key
 
 
 class _Statsd:
-    """Keeps what it is told."""
+    """Keeps its calls."""
 
     def __init__(self) -> None:
         self.calls: list[object] = []
@@ -158,7 +158,7 @@ def raising(*args: Any) -> Any:
 
 @BOTH
 def test_nothing_tells_the_key(
-    told: _Told, receiver: Receiver, closed_port: int, kind: Any
+    disclosed: _Disclosed, receiver: Receiver, closed_port: int, kind: Any
 ) -> None:
     """In debug mode with every logger at its most talkative, whatever goes wrong: the server's
     refusal, the network, a setting, a hook, a value, a queue that is full."""
@@ -173,10 +173,10 @@ def test_nothing_tells_the_key(
         client.send_now({"name": "one", "odd": {1, (2, 3)}, "circle": statsd.calls})
         client.send_now({})
         client.flush(5)
-        told.add(answers(client), client.xmit.stats, client)
+        disclosed.add(all_responses(client), client.xmit.stats, client)
         client.close(0.0)
         client.send_now({"name": "late"})
-        told.add(answers(client))
+        disclosed.add(all_responses(client))
 
     run(receiver.url)
     assert receiver.requests[0].headers["X-Honeycomb-Team"] == KEY
@@ -190,15 +190,15 @@ def test_nothing_tells_the_key(
     run(receiver.url, dataset="\ud800\r\n")
     run(receiver.url, api_host="http://nothing here/")
     run(receiver.url, sample_rate=10**9)
-    told.add(
+    disclosed.add(
         statsd.calls, [(r.raw_path, r.body, r.headers["User-Agent"]) for r in receiver.requests]
     )
-    assert "401" in told.text
-    assert "libhoney: " in told.text
+    assert "401" in disclosed.text
+    assert "libhoney: " in disclosed.text
 
 
 def test_nothing_of_a_beeline_tells_the_key(
-    told: _Told, receiver: Receiver, upstream: Upstream
+    disclosed: _Disclosed, receiver: Receiver, upstream: Upstream
 ) -> None:
     """Nor do the Beeline's spans, hooks that raise, calls that fail and headers to others."""
     beeline.init(
@@ -217,19 +217,19 @@ def test_nothing_of_a_beeline_tells_the_key(
         requests.get(upstream.url, timeout=9)
         with pytest.raises(requests.RequestException):
             requests.get("http://127.0.0.1:1/", timeout=9)
-        told.add(beeline.http_trace_propagation_hook())
+        disclosed.add(beeline.http_trace_propagation_hook())
     beeline.send_now({"name": "two"})
     current = beeline.get_beeline()
     assert current is not None
     assert beeline.flush()
-    told.add(answers(current.client), current.client.xmit.stats, upstream.asked)
-    told.add([(r.raw_path, r.body, r.headers["User-Agent"]) for r in receiver.requests])
-    told.add([event.data for event in receiver.events])
+    disclosed.add(all_responses(current.client), current.client.xmit.stats, upstream.asked)
+    disclosed.add([(r.raw_path, r.body, r.headers["User-Agent"]) for r in receiver.requests])
+    disclosed.add([event.data for event in receiver.events])
     assert {event.data["name"] for event in receiver.events} >= {"one", "requests_get"}
-    assert "not today" in told.text
+    assert "not today" in disclosed.text
 
 
-def test_file_transmission_does_not_write_the_key(told: _Told) -> None:
+def test_file_transmission_does_not_write_the_key(disclosed: _Disclosed) -> None:
     """Its lines say where an event would go, and not as whom."""
     output = io.StringIO()
     client = Client(KEY, "things", transmission_impl=FileTransmission(output=output), debug=True)
@@ -237,7 +237,7 @@ def test_file_transmission_does_not_write_the_key(told: _Told) -> None:
     output.close()
     client.send_now({"name": "two"})
     client.close()
-    told.add(answers(client))
+    disclosed.add(all_responses(client))
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_no_exception_tells_the_key(settings: dict[str, Any]) -> None:
             continue
         with pytest.raises((ValueError, TypeError)) as raised:
             make(**settings)
-        assert_untold(f"{raised.value} {raised.value!r} {raised.value.args}")
+        assert_undisclosed(f"{raised.value} {raised.value!r} {raised.value.args}")
 
 
 def test_no_exception_tells_the_key_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +266,7 @@ def test_no_exception_tells_the_key_of_the_environment(monkeypatch: pytest.Monke
     monkeypatch.setenv("HONEYCOMB_API_KEY", f"{KEY}\u20ac")
     with pytest.raises(ValueError, match="writekey") as raised:
         beeline.init()
-    assert_untold(f"{raised.value}")
+    assert_undisclosed(f"{raised.value}")
 
 
 @BOTH
@@ -293,7 +293,7 @@ def test_no_object_shows_the_key(receiver: Receiver, kind: Any) -> None:
                 ascii(one),
                 f"{[one]}",
             ):
-                assert_untold(text)
+                assert_undisclosed(text)
     assert current.settings.writekey == KEY
     assert "service_name='s'" in repr(current.settings)
     for one in (current, client, client.xmit, span):
@@ -316,7 +316,7 @@ def test_exceptions_on_spans_do_not_tell_the_key(sent: Sent) -> None:
             raise ValueError("hcaik_TheKeyThatNobodyMayRead0123456789abcdefghijklmnopqrstuvwxyz")
     for name in ("one", "two"):
         event = sent.one(name)
-        assert_untold(str(event))
+        assert_undisclosed(str(event))
         assert event["app.exception_string"] == "***"
         assert 'ValueError("***")' in event["app.exception_stacktrace"] or name == "one"
     sent.init(writekey="any", dataset="d")
@@ -345,7 +345,7 @@ def test_redirects_are_not_followed(receiver: Receiver, kind: Any) -> None:
                 client.send_now({"name": "one"})
                 client.flush()
                 expected.append(status)
-        assert [answer["status_code"] for answer in answers(client)] == expected
+        assert [answer["status_code"] for answer in all_responses(client)] == expected
         assert len(receiver.requests) == len(expected)
         assert {request.raw_path for request in receiver.requests} == {"/1/batch/d"}
         assert not elsewhere.requests
@@ -372,12 +372,12 @@ def test_a_proxy_of_an_https_host_does_not_get_the_key(monkeypatch: pytest.Monke
         client = Client(KEY, "d", api_host="https://api.honeycomb.example")
         client.send_now({"name": "one"})
         client.flush(5)
-        (answer,) = answers(client)
+        (answer,) = all_responses(client)
         client.close(0.0)
         listener.shutdown(socket.SHUT_RDWR)
     assert seen
     assert all(asked.startswith("CONNECT api.honeycomb.example:443 ") for asked in seen)
-    assert_untold("".join(seen) + str(answer))
+    assert_undisclosed("".join(seen) + str(answer))
 
 
 @BOTH

@@ -1,4 +1,4 @@
-"""Events, batches and answers at the limits, and far beyond."""
+"""Events, batches and responses at the limits, and far beyond."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from libhoney.transmission import TornadoTransmission, Transmission
 from libhoney.transmission.encoding import SEPARATOR, encode_event
 from tests.beeline.conftest import Application
 from tests.libhoney.conftest import KEY, ROOT, MakeClient
-from tests.libhoney.support import answers, batch_sizes, send
+from tests.libhoney.support import all_responses, batch_sizes, send
 from tests.receiver import MAX_BATCH, MAX_EVENT, Receiver
 
 BOTH = pytest.mark.parametrize("kind", [Transmission, TornadoTransmission])
@@ -67,7 +67,7 @@ def sent_size(event: Any) -> int:
 def test_an_event_of_a_million_bytes_is_left_alone(
     receiver: Receiver, make_client: MakeClient
 ) -> None:
-    """At the limit nothing is cut; one byte above it, the event arrives cut, and says so."""
+    """At the limit nothing is cut; one byte above it, the event arrives truncated and marked."""
     client = make_client(send_frequency=60)
     for size in (MAX_EVENT - 1, MAX_EVENT, MAX_EVENT + 1):
         event_of(client, size, f"{size}").send()
@@ -117,7 +117,7 @@ def test_a_text_is_cut_at_64_kb(
 def test_an_event_has_2000_fields_at_most(
     receiver: Receiver, make_client: MakeClient, count: int
 ) -> None:
-    """The first ones, and those that an event is found by; how many were left out is told."""
+    """The first ones and those that identify it; the number of omitted ones is recorded."""
     client = make_client()
     fields: dict[Any, Any] = {f"field{n}": n for n in range(count - 6)}
     fields.update({"trace.trace_id": "t", "duration_ms": 1.5, "meta.span_type": "root"})
@@ -125,7 +125,7 @@ def test_an_event_has_2000_fields_at_most(
     client.send_now(fields)
     send(client, "neighbour")
     assert client.flush()
-    assert [one["status_code"] for one in answers(client)] == [202, 202]
+    assert [one["status_code"] for one in all_responses(client)] == [202, 202]
     data = receiver.one("event").data
     omitted = data.pop("meta.omitted_fields", 0)
     assert len(data) <= MAX_FIELDS
@@ -223,13 +223,13 @@ def test_a_nested_value_of_2_mb_is_cut_to_a_text(
 def test_names_that_are_too_long_are_left_out_with_their_fields(
     receiver: Receiver, make_client: MakeClient, fields: dict[str, Any]
 ) -> None:
-    """The longest names first; what is left is within the limits, with the rest told of."""
+    """The longest names first; what is left is within the limits, with the number of the others."""
     client = make_client(send_frequency=60)
     send(client, "before")
     send(client, "event", number=7, **fields)
     send(client, "after")
     assert client.flush()
-    assert {one["status_code"] for one in answers(client)} == {202}
+    assert {one["status_code"] for one in all_responses(client)} == {202}
     assert [event.data["name"] for event in receiver.events] == ["before", "event", "after"]
     data = receiver.one("event").data
     assert data["number"] == 7
@@ -421,8 +421,8 @@ PROGRAM = """
     client.new_event({"name": "event"}).send()
     before = peak()
     client.close(60)
-    told = client.responses().get_nowait()
-    print(json.dumps({"grown": peak() - before, "told": told}))
+    response = client.responses().get_nowait()
+    print(json.dumps({"grown": peak() - before, "response": response}))
 """
 
 
@@ -430,8 +430,8 @@ PROGRAM = """
 @BOTH
 @pytest.mark.parametrize("name", ANSWERS)
 def test_an_answer_of_any_size_takes_bounded_memory(tmp_path: Path, kind: Any, name: str) -> None:
-    """Of an answer, unpacked or not, the beginning is read. That it does not tell what became of
-    the event, or what the refusal was, is in the response."""
+    """Only the beginning of a response, decompressed or not, is read. The event's response has the
+    reason of the refusal, or reports an unexpected response."""
     program = tmp_path / "program.py"
     program.write_text(textwrap.dedent(PROGRAM))
     with LargeAnswer(*ANSWERS[name]) as server:
@@ -445,11 +445,11 @@ def test_an_answer_of_any_size_takes_bounded_memory(tmp_path: Path, kind: Any, n
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["grown"] < 50 * MIB
-    told = result["told"]
-    assert told["error"]
+    response = result["response"]
+    assert response["error"]
     if "header" in name:
-        assert told["status_code"] == 0
+        assert response["status_code"] == 0
     else:
-        assert told["status_code"] == (400 if "refusal" in name else 200)
-        assert len(told["body"]) <= 10_000
-        assert len(told["error"]) <= 10_000
+        assert response["status_code"] == (400 if "refusal" in name else 200)
+        assert len(response["body"]) <= 10_000
+        assert len(response["error"]) <= 10_000

@@ -18,11 +18,11 @@ from tests.faults.soak import (
     ROOT,
     Accounts,
     Figures,
+    Outcomes,
     Sent,
-    Told,
     Usage,
     plan,
-    settle,
+    reconcile,
 )
 
 pytest.importorskip("tornado")
@@ -50,14 +50,14 @@ def figure(output: str, name: str) -> list[float]:
 
 
 def test_a_short_soak_ends_well_and_adds_up() -> None:
-    """Each event is told of once, nothing is lost, and all that was opened is closed again."""
+    """Each event has one outcome, nothing is lost, and all that was opened is closed again."""
     status, output = run("--seconds", "3", "--rate", "200", "--seed", "1")
 
     assert status == 0, output
     (sent,) = figure(output, "sent, with warm-up")
-    told = re.findall(r"^ +(\d+)  (accepted|refused: .+|dropped: .+)$", output, re.MULTILINE)
-    assert sent == sum(int(count) for count, _ in told) > 0, output
-    assert len({kind for _, kind in told}) == len(told)
+    outcomes = re.findall(r"^ +(\d+)  (accepted|refused: .+|dropped: .+)$", output, re.MULTILINE)
+    assert sent == sum(int(count) for count, _ in outcomes) > 0, output
+    assert len({kind for _, kind in outcomes}) == len(outcomes)
     assert figure(output, "lost") == [0]
     assert figure(output, "unexplained") == [0]
     assert figure(output, "faults")[0] > 0
@@ -72,7 +72,7 @@ def test_a_short_soak_ends_well_and_adds_up() -> None:
 
 
 def test_a_soak_with_a_lossy_transmission_fails() -> None:
-    """One event in a hundred that is never sent nor told of is found."""
+    """One event in a hundred that is never sent nor reported is found."""
     status, output = run("--seconds", "1", "--rate", "500", "--lose", "100")
 
     assert status == 1, output
@@ -120,16 +120,16 @@ def response(number: Any, status: int = 202, error: str | None = None) -> dict[s
 def test_accounts_find_what_is_lost_or_doubled_without_a_reason(
     answer: dict[str, Any] | None, copies: int, unanswered: int, wrong: dict[str, int]
 ) -> None:
-    """An event is as its response says; one more copy only where an answer was lost."""
-    told = Told()
-    told.new_number()
+    """An event is as its response says; one more copy only if a response was lost."""
+    outcomes = Outcomes()
+    outcomes.new_number()
     if answer is not None:
-        told.take(answer)
+        outcomes.take(answer)
 
-    accounts = settle(told, [(0, copies, unanswered)] if copies else [])
+    accounts = reconcile(outcomes, [(0, copies, unanswered)] if copies else [])
 
     assert accounts.sent == 1
-    assert sum(accounts.told.values()) == (answer is not None)
+    assert sum(accounts.outcomes.values()) == (answer is not None)
     expected = dict.fromkeys(("lost", "too_many", "duplicates", "surprises", "unexplained"), 0)
     assert {name: getattr(accounts, name) for name in expected} == {**expected, **wrong}
 
@@ -137,18 +137,18 @@ def test_accounts_find_what_is_lost_or_doubled_without_a_reason(
 @pytest.mark.parametrize("number", [0, 1, -1, None])
 def test_a_response_too_many_is_found(number: Any) -> None:
     """A second response, or one for what was never sent."""
-    told = Told()
-    told.new_number()
-    told.take(response(0))
+    outcomes = Outcomes()
+    outcomes.new_number()
+    outcomes.take(response(0))
 
-    told.take(response(number))
+    outcomes.take(response(number))
 
-    assert settle(told, [(0, 1, 0)]).too_many == 1
+    assert reconcile(outcomes, [(0, 1, 0)]).too_many == 1
 
 
 def test_an_event_that_nobody_sent_is_found() -> None:
     """What the receiver has without a sender is not explained."""
-    assert settle(Told(), [(7, 1, 0)]).unexplained == 1
+    assert reconcile(Outcomes(), [(7, 1, 0)]).unexplained == 1
 
 
 def figures(**changed: Any) -> Figures:
@@ -181,11 +181,11 @@ ONE_DROPPED = Accounts(9, {"accepted": 8, "dropped: x": 1}, 0, 0, 0, 0, 0)
         ({"accounts": Accounts(8, {"accepted": 4, "dropped: x": 4}, *[0] * 5)}, ""),
         ({"asked": 1001.0}, "only 500.0 events a second"),
         ({"asked": 1000.0}, ""),
-        ({"sent": Sent(1000, 2.0, 10, [40.0] * 10, 0.1, False)}, "not all was answered"),
+        ({"sent": Sent(1000, 2.0, 10, [40.0] * 10, 0.1, False)}, "not all was delivered"),
         ({"sent": Sent(1000, 2.0, 10, [40.0] * 10, 0.1, False), "accounts": ONE_DROPPED}, ""),
         (
             {"sent": Sent(1000, 2.0, 10, [40.0] * 10, PATIENCE, False), "accounts": ONE_DROPPED},
-            "not all was answered",
+            "not all was delivered",
         ),
         ({"sent": Sent(1000, 2.0, 0, [40.0] * 10, 0.1, True)}, "no fault came"),
         ({"sent": Sent(300, 0.6, 0, [40.0] * 10, 0.1, True)}, ""),

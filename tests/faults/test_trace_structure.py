@@ -656,7 +656,7 @@ def test_any_order_of_steps() -> None:
     the end all spans and traces are freed."""
     gc.collect()
     gc.freeze()  # each program collects its own garbage, and no other's
-    # And only when it says so: where a collection comes between the making of a traced generator
+    # And only when it is logged: where a collection comes between the making of a traced generator
     # and of what it wraps, a later one may end these in the other order.
     gc.disable()
     try:

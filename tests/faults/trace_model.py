@@ -1,4 +1,4 @@
-"""What traces must look like, told without the library: plain spans, and a list for each context.
+"""A model of traces, without the library: plain spans, and a list for each context.
 
 A chain holds the spans that a context is inside of, the innermost last. A copied context has a
 copied chain. A span that is finished here leaves the chain, and so do those inside it that ended

@@ -20,7 +20,7 @@ def send(client: Client, name: Any, **fields: Any) -> Event:
     return event
 
 
-def answers(client: Client) -> list[dict[str, Any]]:
+def all_responses(client: Client) -> list[dict[str, Any]]:
     """Return the responses that are on a client's queue, without a None at the end."""
     found = []
     while True:
@@ -30,6 +30,9 @@ def answers(client: Client) -> list[dict[str, Any]]:
             return found
         if one is not None:
             found.append(one)
+
+
+answers = all_responses
 
 
 def next_on(responses: Any, timeout: float = 10.0) -> Any:

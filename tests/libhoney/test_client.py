@@ -15,7 +15,7 @@ import libhoney.client
 from libhoney import Client, Event, IsClassicKey
 from libhoney.transmission import FileTransmission
 from tests.libhoney.conftest import KEY, MakeClient
-from tests.libhoney.support import answers, send
+from tests.libhoney.support import all_responses, send
 from tests.receiver import Answer, Receiver
 
 NEW_KEY = "hcaik_" + "a1" * 29
@@ -100,7 +100,7 @@ def test_other_key_never_lacks_a_dataset(
     dataset: str,
     used: str,
 ) -> None:
-    """Without one it is `unknown_dataset`; spaces are trimmed; both are said as an error."""
+    """Without one it is `unknown_dataset`; spaces are trimmed; both are logged as an error."""
     client = make_client(writekey=NEW_KEY, dataset=dataset)
     client.send_now({"a": 1})
     assert client.flush()
@@ -126,9 +126,9 @@ def test_incomplete_event_is_not_sent_but_reported(
         setattr(event, attribute, value)
     event.send()
     assert client.flush()
-    (told,) = answers(client)
-    assert (told["metadata"], told["status_code"]) == ("mark", 0)
-    assert name in told["error"]
+    (response,) = all_responses(client)
+    assert (response["metadata"], response["status_code"]) == ("mark", 0)
+    assert name in response["error"]
     assert not receiver.requests
     assert not caplog.records
 
@@ -321,11 +321,11 @@ def test_functions_work_on_the_global_client(receiver: Receiver) -> None:
     common = {"one": 1, "two": 2, "dynamic": "value"}
     assert receiver.one("now").data == {"name": "now", **common}
     assert receiver.one("event").data == {"name": "event", **common}
-    told = libhoney.responses()
-    assert [told.get(timeout=10)["status_code"] for _ in range(2)] == [202, 202]
+    responses = libhoney.responses()
+    assert [responses.get(timeout=10)["status_code"] for _ in range(2)] == [202, 202]
     assert libhoney.close() is True
-    assert told.get(timeout=10) is None
-    assert libhoney.responses() is not told
+    assert responses.get(timeout=10) is None
+    assert libhoney.responses() is not responses
 
 
 @pytest.mark.parametrize("data", [1, "text", ["a"]])
@@ -342,7 +342,7 @@ def test_wrong_arguments_raise_type_error(make_client: MakeClient, data: Any) ->
 
 
 def test_context_manager_closes(receiver: Receiver) -> None:
-    """Leaving the block sends what waits and ends the responses."""
+    """Leaving the block flushes the queue and ends the responses."""
     with Client(KEY, "things", api_host=receiver.url, send_frequency=60) as client:
         client.send_now({"name": "inside"})
     receiver.one("inside")
@@ -356,7 +356,7 @@ def test_context_manager_closes(receiver: Receiver) -> None:
 def test_debug_mode_masks_the_key(
     receiver: Receiver, caplog: pytest.LogCaptureFixture, logger: logging.Logger
 ) -> None:
-    """The write key is never logged, but for its last four characters; nor told in a response."""
+    """The write key is never logged, except its last four characters, nor put in a response."""
     receiver.always(Answer(status=401))
     client = Client(KEY, "things", api_host=receiver.url, debug=True)
     client.writekey = "secret-key\n-abcd"
@@ -366,7 +366,7 @@ def test_debug_mode_masks_the_key(
         assert client.close() is False
     assert "abcd" in caplog.text
     assert "secret" not in caplog.text
-    assert all("secret" not in str(one) for one in answers(client))
+    assert all("secret" not in str(one) for one in all_responses(client))
 
 
 def test_debug_mode_adds_one_handler_to_one_named_logger(logger: logging.Logger) -> None:
@@ -384,7 +384,7 @@ def test_debug_mode_adds_one_handler_to_one_named_logger(logger: logging.Logger)
 def test_errors_are_logged_by_the_named_logger(
     receiver: Receiver, make_client: MakeClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Refused events are said once for each kind of answer, by `honeycomb-sdk`."""
+    """Rejected events are logged once for each status, by `honeycomb-sdk`."""
     client = make_client(max_batch_size=1)
     receiver.order(*[Answer(status=401, body={"error": f"request {n}"}) for n in range(3)])
     for number in range(3):
@@ -396,7 +396,7 @@ def test_errors_are_logged_by_the_named_logger(
 
 @pytest.mark.parametrize("own", [False, True])
 def test_settings_are_checked_whatever_carries_events_away(own: bool) -> None:
-    """Beside a transmission of the user's own, a wrong setting is refused as well."""
+    """With a custom transmission, a wrong setting is rejected as well."""
     settings: dict[str, Any] = {"transmission_impl": FileTransmission()} if own else {}
     with pytest.raises(ValueError, match="max_batch_size"):
         Client("key", "things", max_batch_size=0, **settings)

@@ -14,7 +14,7 @@ import pytest
 import libhoney
 from libhoney import Builder, Event, FieldHolder
 from tests.libhoney.conftest import KEY, MakeClient
-from tests.libhoney.support import Unprintable, answers
+from tests.libhoney.support import Unprintable, all_responses
 from tests.receiver import Receiver
 
 
@@ -72,7 +72,7 @@ def test_data_that_is_no_mapping_raises_type_error(data: Any) -> None:
 
 
 def test_dynamic_field_that_raises_leaves_its_field_out(caplog: pytest.LogCaptureFixture) -> None:
-    """The application does not pay for a field's failure; the log says so once."""
+    """The application does not pay for a field's failure; one warning is logged."""
     for _ in range(2):
         assert Event({"a": 1}, [broken, place]).fields() == {"a": 1, "place": "here"}
     assert [r.name for r in caplog.records if "broken" in r.getMessage()] == ["honeycomb-sdk"]
@@ -110,7 +110,7 @@ def test_an_event_is_what_it_was_at_send(receiver: Receiver, make_client: MakeCl
     assert client.flush()
     assert receiver.one("was").data["inner"] == {"deep": ["before"]}
     assert receiver.one("was").dataset == "things"
-    assert answers(client)[0]["metadata"] is None
+    assert all_responses(client)[0]["metadata"] is None
 
 
 def test_timer_adds_milliseconds() -> None:
@@ -132,7 +132,7 @@ def test_metadata_comes_back_and_is_not_sent(receiver: Receiver, make_client: Ma
     event.add_metadata(mark)
     event.send()
     assert client.flush()
-    assert answers(client)[0]["metadata"] is mark
+    assert all_responses(client)[0]["metadata"] is mark
     assert receiver.events[0].data == {"a": 1}
 
 
@@ -169,9 +169,9 @@ def test_send_keeps_one_in_sample_rate_and_reports_the_others(
     for number in range(200):
         client.send_now({"number": number})
     assert client.flush()
-    told = answers(client)
-    dropped = [one for one in told if one["error"] == "event dropped due to sampling"]
-    assert len(told) == 200
+    responses = all_responses(client)
+    dropped = [one for one in responses if one["error"] == "event dropped due to sampling"]
+    assert len(responses) == 200
     assert 50 < len(dropped) < 150
     assert len(receiver.events) == 200 - len(dropped)
     assert {event.samplerate for event in receiver.events} == {2}
@@ -261,7 +261,7 @@ def test_each_part_is_changed_alone(receiver: Receiver, make_client: MakeClient)
 
 
 def test_copies_and_subclasses_have_their_own(make_client: MakeClient) -> None:
-    """Also a subclass that sets it all by itself."""
+    """Also a subclass that sets everything itself."""
 
     class Bare(Event):
         def __init__(self) -> None:

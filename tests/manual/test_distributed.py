@@ -182,10 +182,10 @@ def test_header_by_hand(
         )
         session.post(f"{url}/stranger", timeout=20)
     assert downstream.headers == [trace_context, None]
-    told, stranger = sent.named("downstream")
+    joined, stranger = sent.named("downstream")
     caller = sent.one("caller")
-    assert told.get("trace.parent_id") == caller["trace.span_id"]
-    assert told["trace.trace_id"] == caller["trace.trace_id"]
+    assert joined.get("trace.parent_id") == caller["trace.span_id"]
+    assert joined["trace.trace_id"] == caller["trace.trace_id"]
     assert stranger.get("trace.parent_id") is None
     assert "requests_post" not in sent.names
 

@@ -171,7 +171,7 @@ def test_django(receiver: Receiver, tmp_path: Path) -> None:
     with running(receiver, tmp_path, *command) as url:
         assert fetch(f"{url}/?page=2", headers={**TRACED, "User-Agent": "tests"}).body == b"42"
         request, query = arrived(receiver, "django_http_get", "django_sqlite_query")
-    # The manual's sample of this event, but for the query, which is an object now.
+    # The manual's sample of this event, except the query, which is an object now.
     assert {name: type(request[name]) for name in request if name.startswith("re")} == {
         "request.content_length": int,
         "request.host": str,

@@ -62,7 +62,7 @@ def finished_traces(count: int, **context: Any) -> list[str]:
 
 
 def test_sample_rate(sent: Sent) -> None:
-    """One trace in so many is kept, whole, and its events say so."""
+    """One trace in so many is kept, whole, and its events have that rate."""
     sent.init(sample_rate=10)
     ids = []
     for _ in range(TRACES):
@@ -92,7 +92,7 @@ def test_sampler_by_status(sent: Sent) -> None:
 
 
 def test_sampler_of_a_web_application(sent: Sent) -> None:
-    """The status the sampler sees is the one that was answered, exceptions included."""
+    """The status the sampler sees is that of the response, exceptions included."""
     sent.init(sampler_hook=sampler)
     app = flask.Flask(__name__)
     HoneyMiddleware(app, db_events=False)

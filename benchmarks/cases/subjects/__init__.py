@@ -4,7 +4,7 @@ Every module has the same functions:
 
     start(url, wait)      send to this URL; `wait`: where the queue is full, wait (Beelines only)
     discard()             make spans and throw them away; returns a function that counts them
-    flush()               send at once what waits, and wait for that; the published Beeline has none
+    flush()               send the queued events and wait for that; the published Beeline has none
     spans(count, fields)  one trace: a root and so many children with these fields
     calls(count)          one trace: a root and so many calls of a traced function
     work()                a traced function that does nothing

@@ -46,7 +46,7 @@ if hasattr(beeline, "flush"):
 
     def flush():
         if not beeline.flush(60):
-            raise SystemExit("not all was answered")
+            raise SystemExit("not all was delivered")
 
 
 def spans(count, fields):
