@@ -1,35 +1,36 @@
-# Needs Python >= 3.9 and GNU make; every target installs the rest in an environment of its own.
+# Needs Python >= 3.9 and GNU make; every target installs the rest in its own environment.
 
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_VENV ?= .venv-demo
 DIST ?= dist
 ARGS ?=
-# Processes that share the tests. They wait for servers half of the time: more than there are cores.
+# Processes that share the tests: more than cores, since tests wait for servers half of the time.
 TEST_JOBS ?= 4
 
-# An environment belongs to one Python: with another, it is made anew.
+# An environment belongs to one Python: another Python makes it anew.
 PYTHON_ID := $(shell $(PYTHON) -c 'import sys; v = sys.version_info; \
 	print("%s-%d.%d.%d" % (sys.implementation.name, v[0], v[1], v[2]) if v >= (3, 9) else "")' 2>/dev/null)
 PIP_INSTALL = -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test tally soak lint format types bench guard parts faults growth dist clean
+.PHONY: help demo test test-servers soak lint format types bench bench-check bench-scaling profile faults
+.PHONY: dist clean
 
 help:
-	@echo 'make demo     run two traced services and print their traces'
-	@echo 'make test     run the tests (ARGS="-k name" is passed to pytest)'
-	@echo 'make tally    ask every framework on its server, and count the events that arrive'
-	@echo 'make soak     send for 10 minutes with faults on and off (ARGS="--seconds 60": for less)'
-	@echo 'make lint     check style and format;  make format: apply them'
-	@echo 'make types    check the types of both packages'
-	@echo 'make bench    measure against the published packages and three other tracers'
-	@echo 'make guard    measure, and fail where a ratio is worse than recorded'
-	@echo 'make parts    tell what each part of a span and of an event takes'
-	@echo 'make faults   tell what an application pays while the server fails'
-	@echo 'make growth   tell how cost grows with the work (ARGS=--quick: in two minutes)'
-	@echo 'make dist     build both distributions, honeycomb-beeline and libhoney, into dist/'
-	@echo 'make clean    remove environments, builds and caches'
+	@echo 'make demo           run two traced services and print their traces'
+	@echo 'make test           run the tests (ARGS="-k name" is passed to pytest)'
+	@echo 'make test-servers   send requests to every framework on its server, and count the events'
+	@echo 'make soak           send for 10 minutes with faults on and off (ARGS="--seconds 60": less)'
+	@echo 'make lint           check style and format;  make format: apply them'
+	@echo 'make types          check the types of both packages'
+	@echo 'make bench          measure against the published packages and three other tracers'
+	@echo 'make bench-check    measure, and fail if a ratio is worse than recorded'
+	@echo 'make bench-scaling  measure how cost grows with the work (ARGS=--quick: in two minutes)'
+	@echo 'make profile        measure each part of a span and of an event'
+	@echo 'make faults         measure what an application pays while the server fails'
+	@echo 'make dist           build both distributions, honeycomb-beeline and libhoney, into dist/'
+	@echo 'make clean          remove environments, builds and caches'
 	@echo
 	@echo 'PYTHON=python3.12 chooses the interpreter (now: $(PYTHON)).'
 
@@ -39,7 +40,7 @@ demo: $(DEMO_VENV)/installed-demo
 test: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest -n $(TEST_JOBS) --dist loadgroup $(ARGS)
 
-tally: $(VENV)/installed-test
+test-servers: $(VENV)/installed-test
 	$(VENV)/bin/python -m tests.servers.tally $(ARGS)
 
 soak: $(VENV)/installed-test
@@ -59,16 +60,16 @@ types: $(VENV)/installed-dev
 bench: $(VENV)/installed-test
 	$(VENV)/bin/python benchmarks/run.py $(ARGS)
 
-guard: $(VENV)/installed-test
-	$(VENV)/bin/python benchmarks/run.py --guard $(ARGS)
+bench-check: $(VENV)/installed-test
+	$(VENV)/bin/python benchmarks/run.py --check $(ARGS)
 
-parts: $(VENV)/installed-test
+profile: $(VENV)/installed-test
 	$(VENV)/bin/python benchmarks/parts.py $(ARGS)
 
 faults: $(VENV)/installed-test
 	$(VENV)/bin/python benchmarks/faults.py $(ARGS)
 
-growth: $(VENV)/installed-bench
+bench-scaling: $(VENV)/installed-bench
 	$(VENV)/bin/python benchmarks/growth.py $(ARGS)
 
 # libhoney is empty, and requires the other one; its README.md says what it is for.

@@ -1,4 +1,4 @@
-"""Tell how cost grows with the work: CPU time against the size of it, and the exponent.
+"""Measure how cost grows with the work: CPU time against the size of it, and the exponent.
 
     python benchmarks/growth.py [--quick] [--points] [--only NAME] [--python PATH]
 
@@ -30,7 +30,7 @@ DIGITS = (1, 2, 5)
 # this exponent in the last decade. What is below is left to noise, to caches that more memory does
 # not fit into, and to a logarithm: 10,000 to 100,000 times it are 1.10.
 MAX_EXPONENT = 1.15
-# What is added to the cost of the smallest size, to be told from noise: a part of that.
+# The part that must be added to the cost of the smallest size to differ from noise.
 MIN_ADDED = 0.2
 
 
@@ -239,7 +239,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="two rounds for five, and no plot")
     parser.add_argument("--only", action="append", metavar="NAME", help="this one; repeatable")
-    parser.add_argument("--points", action="store_true", help="say what each size costs")
+    parser.add_argument("--points", action="store_true", help="print what each size costs")
     parser.add_argument(
         "--python", metavar="PATH", help="measure what this interpreter has installed"
     )

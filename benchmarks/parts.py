@@ -1,8 +1,8 @@
-"""Tell what each part of a span and of an event takes, in ns, on this interpreter.
+"""Measure each part of a span and of an event, in ns, on this interpreter.
 
     python benchmarks/parts.py [--rounds N]
 
-Prints two Markdown tables. See `cases/parts.py` for how, README.md beside this for what they tell.
+Prints two Markdown tables. See `cases/parts.py` for how, README.md beside this for what they mean.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from run import Failure, ours, receiver, run_case
 HEAP = {f"MALLOC_{name}_": "10000000" for name in ("TRIM_THRESHOLD", "MMAP_THRESHOLD", "TOP_PAD")}
 TITLES = {
     "span": "a child span with five fields, thrown away",
-    "event": "an event of 20 fields, 750 bytes of JSON, from there to its answer",
+    "event": "an event of 20 fields, 750 bytes of JSON, from there to its response",
 }
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/run.py [--quick] [--rounds N] [--markdown] [--only NAME] [--subjects A,B]
     python benchmarks/run.py --record
-    python benchmarks/run.py --guard
+    python benchmarks/run.py --check
 
 Each is installed, once, in an environment of its own under `.venvs`. See README.md beside this.
 """
@@ -45,7 +45,7 @@ HERE = Path(__file__).resolve().parent
 RECORDED = HERE / "recorded.json"
 CASE_SECONDS = 180
 SLOW_SECONDS = 0.1
-# A ratio may get so much worse before the guard speaks.
+# A ratio may get worse by this factor before `--check` fails.
 TOLERANCE = 1.15
 
 
@@ -94,7 +94,7 @@ class Receiver:
         self.url = url
 
     def ask(self, path: str, data: bytes | None = None) -> dict[str, int]:
-        """Return what the receiver answers on one of its own paths."""
+        """Return what the receiver responds on one of its own paths."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(self.url + path, data=data, timeout=10) as answer:
             counts: dict[str, int] = json.loads(answer.read())
@@ -119,12 +119,12 @@ class Receiver:
 
 
 def receiver(python: str, delay: float = 0.0) -> AbstractContextManager[Receiver]:
-    """Run the tests' receiver, for Honeycomb's API; it answers after `delay` seconds."""
+    """Run the tests' receiver, for Honeycomb's API; it responds after `delay` seconds."""
     return _serving([python, "-m", "tests.receiver", "--count-only", "--delay", str(delay)])
 
 
 def collector(python: str, delay: float = 0.0) -> AbstractContextManager[Receiver]:
-    """Run the collector, for the other APIs; it answers after `delay` seconds."""
+    """Run the collector, for the other APIs; it responds after `delay` seconds."""
     return _serving([python, str(HERE / "collector.py"), "--delay", str(delay)])
 
 
@@ -519,7 +519,7 @@ def describe(targets: list[Target], rounds: int, quick: bool) -> str:
     )
 
 
-# The guard
+# Comparison with the recorded ratios
 
 
 def record(found: dict[str, tuple[Figure, Ratio]], version: str) -> None:
@@ -579,14 +579,14 @@ def prepare(names: list[str] | None) -> list[tuple[Subject, Environment]]:
         except Unavailable as failure:
             if subject.name == "ours":
                 raise
-            print(f"left out: {failure}", file=sys.stderr)
+            print(f"skipped: {failure}", file=sys.stderr)
     return ready
 
 
 def run(options: argparse.Namespace, groups: list[Group]) -> list[str]:
     """Measure and print; return what is wrong."""
     recorded: dict[str, Any] = {}
-    if options.guard:
+    if options.check:
         if not RECORDED.exists():
             raise Failure("nothing is recorded: --record does that")
         recorded = json.loads(RECORDED.read_text())
@@ -625,7 +625,7 @@ def run(options: argparse.Namespace, groups: list[Group]) -> list[str]:
         if figure.is_loss and any(results.of(figure, "ours"))
     ]
     found = results.ratios(figures)
-    if options.guard:
+    if options.check:
         unmeasured = sorted(set(recorded["ratios"]) - set(found))
         if unmeasured and not options.only:
             problems.append(f"recorded, but not measured: {', '.join(unmeasured)}")
@@ -638,7 +638,7 @@ def run(options: argparse.Namespace, groups: list[Group]) -> list[str]:
 
 
 def wanted(figure: Figure, names: list[str]) -> bool:
-    """Tell whether a figure is asked for: by its name, or by what its name begins with."""
+    """Return whether a figure is asked for: by its name, or by what its name begins with."""
     return any(figure.name == name or figure.name.startswith(f"{name}-") for name in names)
 
 
@@ -650,8 +650,8 @@ def main() -> int:
     parser.add_argument("--markdown", action="store_true", help="print the README's table")
     parser.add_argument("--only", action="append", metavar="NAME", help="this figure; repeatable")
     parser.add_argument("--subjects", metavar="NAME,NAME", help="only these, ours among them")
-    parser.add_argument("--record", action="store_true", help="write the ratios down")
-    parser.add_argument("--guard", action="store_true", help="compare with those written down")
+    parser.add_argument("--record", action="store_true", help="record the ratios")
+    parser.add_argument("--check", action="store_true", help="compare with the recorded ratios")
     options = parser.parse_args()
     if options.subjects is not None:
         options.subjects = options.subjects.split(",")

@@ -5,7 +5,7 @@
 The work is a function of `WORKS`. It is done so often that it makes WORK events or more, and what
 it costs is divided by that, so that a small size is not lost beside what every run costs. Default
 settings, but `block_on_send=True`: no event is dropped. Ends with an error unless the server
-answered for all. Before the measurement 100 spans are delivered.
+responded for all. Before the measurement 100 spans are delivered.
 """
 
 import gc
@@ -33,7 +33,7 @@ whole_events = itertools.cycle(TWENTY)
 
 def flush():
     if not beeline.flush(FLUSH_SECONDS):
-        sys.exit(f"not all was answered: {beeline.get_beeline().client.xmit.stats}")
+        sys.exit(f"not all was delivered: {beeline.get_beeline().client.xmit.stats}")
 
 
 # Each does its work once and returns how many events it made.
