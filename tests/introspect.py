@@ -24,3 +24,13 @@ def tracer_module() -> Any:
     import sys
 
     return sys.modules["beeline.tracer"]
+
+
+def client_of(tracer: Any) -> Any:
+    """Return the client that a tracer sends its spans to."""
+    return tracer._client
+
+
+def set_created(event: Any, seconds: float) -> None:
+    """Set an event's time in seconds since the epoch, also to a value that no datetime has."""
+    event._created = seconds

@@ -10,6 +10,7 @@ import pytest
 
 import beeline
 import libhoney
+from tests import introspect
 from tests.receiver import Receiver
 
 from .conftest import KEY, Application
@@ -303,7 +304,7 @@ def test_tracer_with_a_client_of_another_kind(kind: Any) -> None:
         assert child.get("trace.parent_id") == root.id
         assert (fields["name"], fields["rollup.n"], fields["duration_ms"] > 0) == ("root", 2, True)
         assert rest == [dataset, 1]
-        assert tracer._client.sent is client.sent
+        assert introspect.client_of(tracer).sent is client.sent
         assert "root" in repr(root)
         assert repr(tracer)
 

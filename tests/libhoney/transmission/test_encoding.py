@@ -25,6 +25,7 @@ from libhoney import Event
 from libhoney.internal import UNENCODABLE
 from libhoney.transmission import encoding
 from libhoney.transmission.encoding import EncodingError, compression_named
+from tests import introspect
 from tests.libhoney.support import Unprintable
 from tests.receiver import ZSTD
 
@@ -53,7 +54,7 @@ def reject(constant: str) -> Any:
 def encoded(fields: Any, module: Any = encoding) -> Any:
     """Encode an event of these fields; return its data as a strict decoder reads it."""
     event = Event()
-    event._created = 1_700_000_000.25
+    introspect.set_created(event, 1_700_000_000.25)
     event.fields().update(fields)
     text = module.encode_event(event).decode("utf-8")
     read = json.loads(text, parse_constant=reject)
@@ -300,7 +301,7 @@ def test_times_of_one_second_and_others(times: list[float]) -> None:
     """Each is its own to a microsecond, in whatever order they come."""
     for created in times:
         event = Event({"a": 1})
-        event._created = created
+        introspect.set_created(event, created)
         text = json.loads(encoding.encode_event(event))["time"]
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", text)
         sent = datetime.fromisoformat(text[:-1]).replace(tzinfo=timezone.utc)
@@ -315,7 +316,7 @@ def test_times_of_one_second_and_others(times: list[float]) -> None:
 def test_the_first_time_of_a_second_is_to_the_microsecond(created: float) -> None:
     """As `datetime` has it: a float of all its microseconds would be off by one."""
     event = Event({"a": 1})
-    event._created = created
+    introspect.set_created(event, created)
     text = json.loads(encoding.encode_event(event))["time"]
     sent = datetime.fromisoformat(text[:-1]).replace(tzinfo=timezone.utc)
     assert sent == datetime.fromtimestamp(created, timezone.utc)
@@ -327,7 +328,7 @@ def test_the_first_time_of_a_second_is_to_the_microsecond(created: float) -> Non
 def test_times_that_are_none_are_now(created: float) -> None:
     """A server would refuse the event with such a one."""
     event = Event({"a": 1})
-    event._created = created
+    introspect.set_created(event, created)
     text = json.loads(encoding.encode_event(event))["time"]
     sent = datetime.fromisoformat(text[:-1]).replace(tzinfo=timezone.utc)
     assert abs(datetime.now(timezone.utc) - sent) < timedelta(days=1)
