@@ -6,15 +6,10 @@ they change stays with them.
 
 from __future__ import annotations
 
-import gc
-import sys
-from collections import defaultdict, deque
-from contextvars import ContextVar, copy_context
-from functools import partial
+from contextvars import ContextVar
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from contextvars import Context
     from typing import Any
 
 # `Any` stands for a `beeline.span.Span`, whose module imports this one, or None.
@@ -129,28 +124,3 @@ class SuspendedSpan:
         while self._outside is not None:
             outside, self._outside = self._outside
             set_active(outside)
-
-
-def _keep_mappings() -> None:
-    """Let a destructor set context variables, wherever it runs.
-
-    Before Python 3.12, a collection may run inside `ContextVar.set` and `copy_context`. There, a
-    destructor that sets a variable, as a generator's end does, would free the mapping that they
-    are working on, and the interpreter would crash. So each collection begins with a copy of the
-    context, and the last few are kept, for several may run inside one such call.
-
-    No function of Python's is called for this: a signal's handler could run in it, and what that
-    raises would be lost. A callback gets the phase, "start" or "stop", and a dict. At a start, the
-    first takes "start" out of `copied`; the second looks it up, and for what is missing `copied`
-    has a context copied and kept.
-    """
-    kept: deque[Context] = deque(maxlen=4)
-    copied: defaultdict[str, None] = defaultdict(
-        map(kept.append, iter(copy_context, None)).__next__
-    )
-    gc.callbacks.append(copied.pop)
-    gc.callbacks.append(partial("{0[start].__class__.__name__}".format, copied))
-
-
-if sys.version_info < (3, 12) and sys.implementation.name == "cpython":
-    _keep_mappings()

@@ -12,6 +12,7 @@ TRACE_ID_BYTES = 16
 _NO_ID = "0" * 16
 # Drawn ahead: one system call makes many ids.
 drawn_ids: list[str] = []
+take_drawn_id = drawn_ids.pop
 
 
 def forget_ids() -> None:
@@ -25,7 +26,7 @@ lifecycle.on_fork(forget_ids)
 def generate_span_id() -> str:
     """Return 16 random lowercase hex digits, never all zero."""
     try:
-        return drawn_ids.pop()
+        return take_drawn_id()
     except IndexError:
         ids = os.urandom(SPAN_ID_BYTES * 512).hex(" ", SPAN_ID_BYTES).split()
         drawn_ids.extend(ids if _NO_ID not in ids else filter(_NO_ID.__ne__, ids))

@@ -6,6 +6,7 @@ import sys
 from time import perf_counter, time
 
 from beeline import decorators, propagation
+from beeline._cpython import keep_contexts_during_collections
 from beeline.context import (
     activate,
     forget_ended_around,
@@ -17,7 +18,7 @@ from beeline.context import (
 from beeline.diagnostics import LOGGER_NAME
 from beeline.fields import ActiveSpanFields, merge
 from beeline.hooks import HOOK_INTERRUPTED, EventDropped, call_presend, call_sampler
-from beeline.ids import drawn_ids, generate_span_id, generate_trace_id
+from beeline.ids import generate_span_id, generate_trace_id, take_drawn_id
 from beeline.postponed import PostponedCalls
 from beeline.propagation.hooks import PropagationHooks, warn_of_parser_hook
 from beeline.propagation.upstream import take_over_fields
@@ -63,6 +64,7 @@ class Tracer(ActiveSpanFields, PropagationHooks):
             from beeline.client_adapter import ClientAdapter
 
             client = ClientAdapter(client)  # type: ignore[assignment]
+        keep_contexts_during_collections()
         self._client = client
         self._postponed = PostponedCalls()
         self._postponed_by_client: Any = getattr(client, "_postponed", ())
@@ -180,7 +182,7 @@ class Tracer(ActiveSpanFields, PropagationHooks):
             if previous.depth >= _MAX_DEPTH:
                 previous = previous.previous
         try:
-            span_id = drawn_ids.pop()
+            span_id = take_drawn_id()
         except IndexError:
             span_id = generate_span_id()
         fields["trace.trace_id"] = trace.id
