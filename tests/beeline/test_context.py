@@ -97,7 +97,7 @@ def test_gathered_children_are_siblings(application: Application, run: Callable[
 
 
 def test_task_that_outlives_the_request(application: Application, run: Callable[..., Any]) -> None:
-    """A task that goes on after its request stays in the trace, with all its spans."""
+    """A task that continues after its request stays in the trace, with all its spans."""
 
     async def background(finished: asyncio.Event) -> None:
         with beeline.tracer("begun before"):

@@ -255,7 +255,7 @@ def test_closed_generator_is_sent(app: Application) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_exception_in_a_generator(app: Application, error: type[BaseException]) -> None:
-    """An exception in a generator is recorded on its span and goes on."""
+    """An exception in a generator is recorded on its span and re-raised."""
 
     @beeline.traced("generator")
     def generator() -> Iterator[int]:
@@ -360,7 +360,7 @@ def test_coroutine(app: Application) -> None:
 
 
 def test_cancelled_coroutine(app: Application) -> None:
-    """A cancelled coroutine's span says so."""
+    """A cancelled coroutine's span has `meta.interrupted_by`."""
 
     @beeline.traced("coroutine")
     async def coroutine(begun: asyncio.Event) -> None:
@@ -471,7 +471,7 @@ def test_async_generator_cancelled_inside(app: Application) -> None:
 
 
 def test_untraced_function(app: Application) -> None:
-    """Inside an untraced function there is no trace; after it the trace goes on."""
+    """Inside an untraced function there is no trace; after it the trace continues."""
 
     @beeline.untraced
     def background() -> str:

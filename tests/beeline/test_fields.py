@@ -136,7 +136,7 @@ def test_upstream_fields_are_on_all_spans(app: Application) -> None:
 
 
 def test_upstream_fields_are_sent_on(app: Application) -> None:
-    """The next hop is told of the fields from upstream, and of those added here."""
+    """The next hop gets the fields from upstream and those added here."""
     span = _join(app, {"region": "eu", "tracestate": "a=1", "traceflags": "00"})
     beeline.add_trace_field("user", 7)
     current = beeline.get_beeline()
@@ -190,7 +190,7 @@ def test_upstream_field_can_be_removed(app: Application) -> None:
 
 @pytest.mark.parametrize("fields", [None, "text", ["a"], 5, {5: 1}, {("a", "b"): 2}])
 def test_upstream_fields_that_are_none(app: Application, fields: Any) -> None:
-    """Fields from a custom hook that make no sense are left out; the trace is continued."""
+    """Fields from a custom hook that make no sense are omitted; the trace is continued."""
     beeline.finish_trace(_join(app, fields))
     assert app.one("root")["trace.trace_id"] == "upstream"
 

@@ -81,7 +81,7 @@ def test_sampler_truthiness(application: Application) -> None:
     ],
 )
 def test_sampler_with_an_odd_answer(application: Application, answer: Any, rate: int) -> None:
-    """A rate that is none counts as 1; an answer that makes no sense keeps the event."""
+    """An invalid rate counts as 1; an invalid result keeps the event."""
     application.init(sample_rate=10, sampler_hook=lambda fields: answer)
     with beeline.tracer("root"):
         pass
@@ -91,8 +91,8 @@ def test_sampler_with_an_odd_answer(application: Application, answer: Any, rate:
 def test_raising_sampler_keeps_the_event(
     application: Application, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A sampler that raises does not reach the caller: the event is kept, as one, said once, and
-    the trace is not left open."""
+    """A sampler that raises does not reach the caller: the event is kept with rate 1, logged once,
+    and the trace is not left open."""
     application.init(sample_rate=10, sampler_hook=_raise)
     for name in ("first", "second"):
         with beeline.tracer(name):
@@ -123,7 +123,7 @@ def test_raising_presend_drops_the_event(
     application: Application, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An event whose presend hook raised may hold what it should scrub: it is not sent, but
-    reported on the responses queue; said once."""
+    reported on the responses queue; logged once."""
     application.init(presend_hook=_raise)
     with beeline.tracer("root"):
         with beeline.tracer("child"):
@@ -141,7 +141,7 @@ def test_raising_presend_drops_the_event(
 def test_a_dict_that_presend_returns_replaces_the_fields(
     application: Application, kind: type
 ) -> None:
-    """Authors of Node hooks return an edited copy: what it leaves out is not sent."""
+    """Authors of Node hooks return an edited copy: the fields that it omits are not sent."""
 
     def presend(fields: dict[str, Any]) -> Any:
         return kind({**{k: v for k, v in fields.items() if k != "ssn"}, "scrubbed": True})
@@ -369,7 +369,7 @@ def test_propagation_hook_is_given_the_context(application: Application) -> None
 def test_raising_propagation_hook(
     application: Application, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A propagation hook that raises gives no headers and is said once."""
+    """A propagation hook that raises gives no headers and is logged once."""
     application.init(http_trace_propagation_hook=_raise)
     with beeline.tracer("root"):
         assert beeline.http_trace_propagation_hook() is None

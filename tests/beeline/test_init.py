@@ -78,7 +78,7 @@ def test_any_other_key_sends_to_the_service(
 def test_classic_key_without_dataset_sends_nothing(
     application: Application, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without a dataset, a classic key's events stay unsent; that is said as an error."""
+    """Without a dataset, a classic key's events stay unsent; that is logged as an error."""
     application.init(writekey=CLASSIC_KEY)
     _send_one()
     assert application.receiver.requests == []
@@ -89,7 +89,7 @@ def test_classic_key_without_dataset_sends_nothing(
 
 
 def test_no_key_sends_nothing(application: Application, caplog: pytest.LogCaptureFixture) -> None:
-    """Without a key nothing is sent; that is said as an error, and nothing raises."""
+    """Without a key nothing is sent; that is logged as an error, and nothing raises."""
     application.init(writekey="", dataset="d")
     _send_one()
     assert application.receiver.requests == []
@@ -212,7 +212,7 @@ def test_arguments_come_before_the_environment(
 
 
 def test_api_host_from_environment(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`HONEYCOMB_API_ENDPOINT` is where events go when `api_host` is left out."""
+    """`HONEYCOMB_API_ENDPOINT` is where events go when `api_host` is omitted."""
     monkeypatch.setenv("HONEYCOMB_API_ENDPOINT", receiver.url)
     beeline.init(writekey=KEY, service_name="shop")
     _send_one()
@@ -363,7 +363,7 @@ def test_bad_setting_is_named(name: str, value: Any, enabled: bool) -> None:
 
 
 def test_api_host_of_the_environment_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bad `HONEYCOMB_API_ENDPOINT` is told as a bad `api_host`."""
+    """A bad `HONEYCOMB_API_ENDPOINT` is reported as a bad `api_host`."""
     monkeypatch.setenv("HONEYCOMB_API_ENDPOINT", "nowhere")
     with pytest.raises(ValueError, match="api_host"):
         beeline.init(writekey=KEY, service_name="shop")
@@ -391,7 +391,7 @@ def test_second_init_is_ignored(application: Application, receiver: Receiver) ->
     assert [event.dataset for event in receiver.events] == ["first"]
 
 
-def test_second_init_is_said_in_debug_mode(
+def test_second_init_is_logged_in_debug_mode(
     application: Application, caplog: pytest.LogCaptureFixture, bare_logger: logging.Logger
 ) -> None:
     """In debug mode a second `init` is logged."""
@@ -661,7 +661,7 @@ def test_debug_mode_masks_the_key(
 
 
 def test_errors_go_to_the_named_logger(caplog: pytest.LogCaptureFixture) -> None:
-    """What is said at `init` is said by `honeycomb-beeline`, never by the root logger."""
+    """Messages of `init` are logged by `honeycomb-beeline`, never by the root logger."""
     beeline.init(transmission_impl=_Nothing())
     assert caplog.records
     assert {r.name for r in caplog.records} == {"honeycomb-beeline"}

@@ -81,7 +81,7 @@ def test_a_rate_set_later(app: Application) -> None:
 
 
 def test_lone_events_are_sampled_at_random(application: Application) -> None:
-    """`send_now` events without a sampler are kept one in `sample_rate`, and the rate is said."""
+    """`send_now` events without a sampler are kept one in `sample_rate`, and have that rate."""
     application.init(sample_rate=4)
     for _ in range(800):
         beeline.send_now({"name": "lone"})

@@ -1,4 +1,4 @@
-"""What is left out of what is recorded: secrets in URLs, and the parameters of queries."""
+"""What recorded fields omit: secrets in URLs, and the parameters of queries."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ class TestText:
 class TestServer:
     @pytest.mark.parametrize("mask_urls", [True, False])
     def test_query(self, receiver: Receiver, mask_urls: bool) -> None:
-        """The query of an incoming request is recorded without its secrets, unless told so."""
+        """The query of an incoming request is recorded masked, unless `mask_urls=False`."""
         sent = Sent(receiver)
         sent.init(mask_urls=mask_urls)
         seen = []
@@ -431,7 +431,7 @@ class TestExceptions:
 
 
 class TestParameters:
-    """SQLAlchemy's errors on SQLite, with what they would tell of a query's parameters."""
+    """SQLAlchemy's errors on SQLite, with the query's parameters in their texts."""
 
     def _fail(self, wrap: Callable[[Exception], BaseException] | None = None) -> None:
         engine = sqlalchemy.create_engine("sqlite://")
@@ -449,9 +449,9 @@ class TestParameters:
         finally:
             engine.dispose()
 
-    def test_left_out(self, receiver: Receiver) -> None:
+    def test_parameters_are_omitted(self, receiver: Receiver) -> None:
         """With `db_query_args=False` they are in no field of any span; the exception that the
-        application catches tells what it ever told."""
+        application catches has its original text."""
         sent = Sent(receiver)
         sent.init(db_query_args=False)
         with pytest.raises(sqlalchemy.exc.IntegrityError) as raised:
@@ -528,7 +528,7 @@ class TestParameters:
         assert value not in str(sent.events)
 
     def test_setting_of_the_engine(self, receiver: Receiver) -> None:
-        """An error that hides them already goes on hiding them."""
+        """An error that hides them already keeps hiding them."""
         sent = Sent(receiver)
         sent.init(db_query_args=False)
         error = sqlalchemy.exc.StatementError(
@@ -598,7 +598,7 @@ class TestAnything:
 
     @given(st.text(st.characters(exclude_characters="&;#", exclude_categories=["Cs"])))
     def test_no_part_of_a_secret(self, secret: str) -> None:
-        """No part of a secret is left, whatever it consists of but for separators."""
+        """No part of a secret is left, whatever it consists of, apart from separators."""
         assert mask_url(f"http://h/?token={secret}&a=b") == "http://h/?token=***&a=b"
 
     @given(st.text(max_size=50))

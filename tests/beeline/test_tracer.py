@@ -32,7 +32,7 @@ def test_without_a_trace_it_starts_one(app: Application) -> None:
 
 
 def test_with_a_trace_id_it_starts_a_trace(app: Application) -> None:
-    """With `trace_id` there is a new trace, also inside another, which goes on after it."""
+    """With `trace_id` there is a new trace, also inside another, which continues after it."""
     with beeline.tracer("outer") as outer:
         with beeline.tracer("inner", trace_id="t", parent_id="p"):
             pass
@@ -214,7 +214,7 @@ def test_no_error_fields_without_an_exception(app: Application) -> None:
 def test_bad_data_never_raises(
     app: Application, call: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Data that makes no sense is left out, said once at most; the span is sent all the same."""
+    """Data that makes no sense is omitted, logged at most once; the span is sent all the same."""
     with beeline.tracer("root"):
         for _ in range(3):
             call()
@@ -224,7 +224,7 @@ def test_bad_data_never_raises(
 
 
 def test_bad_context_is_said(app: Application, caplog: pytest.LogCaptureFixture) -> None:
-    """What was left out is said as a warning, the first time."""
+    """What was omitted is logged as a warning, the first time."""
     with beeline.tracer("root"):
         for _ in range(3):
             beeline.add_context({"ab", "cd"})

@@ -179,7 +179,7 @@ def test_longest_id() -> None:
 
 
 def test_context_above_the_limit() -> None:
-    """More than 8 KB of decoded context is left out; the ids are kept."""
+    """More than 8 KB of decoded context is omitted; the ids are kept."""
     fits = {"a": "x" * (8192 - len('{"a": ""}'))}
     assert unmarshal_propagation_context(_header(fits)) == ("abc", "def", fits)
     for size in (8192, 100_000, 5_000_000):
@@ -306,7 +306,7 @@ class _Unprintable:
 
 
 def test_fields_without_a_json_form() -> None:
-    """A value without a JSON form is sent as text; one without a text is left out alone."""
+    """A value without a JSON form is sent as text; only one without a text is omitted."""
     circular: list[Any] = []
     circular.append(circular)
     fields = {
@@ -352,7 +352,7 @@ def test_non_ascii_is_escaped() -> None:
 
 
 def test_fields_without_room_are_left_out() -> None:
-    """A header never grows beyond what servers take: fields without room are left out."""
+    """A header never grows beyond what servers take: fields without room are omitted."""
     fields = {"first": 1, "huge": "x" * 1_000_000, "last": 2}
     header = marshal_propagation_context(PropagationContext("a" * 128, "b" * 128, fields, "ü" * 40))
     assert header is not None
@@ -434,7 +434,7 @@ def test_bad_dataset(application: Application, dataset: str) -> None:
 
 @pytest.mark.parametrize("dataset", ["\ud800", "a,b;c=d\r\n", "//host/x", "ü" * 300])
 def test_dataset_that_is_written(dataset: str) -> None:
-    """Any dataset is encoded, or left out; the line stays whole."""
+    """Any dataset is encoded, or omitted; the line stays whole."""
     header = marshal_propagation_context(PropagationContext("abc", "def", {}, dataset))
     assert header is not None
     assert re.fullmatch(r"[!-~]+", header)

@@ -44,7 +44,7 @@ def test_the_given_headers_are_left_alone() -> None:
 
 
 def test_request_is_abstract() -> None:
-    """A request of one's own has to answer all questions."""
+    """A custom request has to implement all methods."""
     with pytest.raises(TypeError):
         Request()  # type: ignore[abstract]
     assert Request.__abstractmethods__ == {

@@ -109,14 +109,14 @@ def test_tracestate_travels_as_it_came(app: Application, state: str) -> None:
     "state", ["", " ", "a\r\nX: y", "a\x00b", "日本", "\ud800", "x" * 1_000_000, None, 5, ["a"]]
 )
 def test_tracestate_that_cannot_be_sent(state: Any) -> None:
-    """What no HTTP client would send, or no server take, is left out; the trace goes on."""
+    """What no HTTP client sends or no server accepts is omitted; the trace continues."""
     context = PropagationContext(TRACE, SPAN, {"tracestate": state})
     assert marshal_tracestate(context) is None
     assert http_trace_propagation_hook(context) == {"traceparent": f"00-{TRACE}-{SPAN}-01"}
 
 
 def test_space_around_tracestate() -> None:
-    """White space around the value, which HTTP clients refuse, is left out."""
+    """White space around the value, which HTTP clients refuse, is removed."""
     assert marshal_tracestate(PropagationContext(TRACE, SPAN, {"tracestate": " a=1\t"})) == "a=1"
 
 
