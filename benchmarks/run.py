@@ -291,14 +291,14 @@ def _memory(target: Target, scale: int) -> dict[str, float]:
     figures = target.deliver(target.endpoint, "memory", target.subject.imports)
     if figures["lost"]:
         raise Failure(f"memory with {target.subject.name}: its one event did not arrive")
-    return {f"memory-{name}": figures[name] for name in ("imported", "initialised", "delivered")}
+    return {f"memory-{name}": figures[name] for name in ("imported", "initialized", "delivered")}
 
 
 GROUPS = (
     Group((Figure("span", "span with five fields", "µs", 0.18),), _cpu("span", "span", 8)),
     Group((Figure("traced", "`@traced`, in a trace", "µs"),), _cpu("traced", "traced", 8)),
     Group(
-        (Figure("uninitialized", "`@traced`, uninitialised", "µs", 0.06),),
+        (Figure("uninitialized", "`@traced`, uninitialized", "µs", 0.06),),
         _cpu("uninitialized", "uninitialized", 20_000),
     ),
     Group(
@@ -361,7 +361,7 @@ GROUPS = (
     Group(
         (
             Figure("memory-imported", "memory: imported", "MiB"),
-            Figure("memory-initialised", "memory: initialised", "MiB", 0.6),
+            Figure("memory-initialized", "memory: initialized", "MiB", 0.6),
             Figure("memory-delivered", "memory: first event delivered", "MiB"),
         ),
         _memory,

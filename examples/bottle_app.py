@@ -1,4 +1,4 @@
-"""Bottle: a span for each request, and one of our own inside.
+"""Bottle: a span for each request, and a custom one inside.
 
 Start it: `python examples/bottle_app.py`; then `curl localhost:8000/greet/ann`.
 """
@@ -25,7 +25,7 @@ def greet(name):
 
 @app.get("/count/<end:int>")
 def count(end):
-    """Stream: the spans made meanwhile are in the request's trace, which ends with the stream."""
+    """Stream: spans made while streaming are in the request's trace, which ends with the stream."""
     for number in range(end):
         with beeline.tracer("count"):
             yield f"{number}\n"

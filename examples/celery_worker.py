@@ -11,7 +11,7 @@ from celery import Celery
 
 import beeline
 
-# Before the pool forks: its processes need no `init` of their own.
+# Before the pool forks: its processes need no other `init`.
 beeline.init(service_name="celery")
 
 app = Celery("celery_worker", broker=os.environ.get("BROKER_URL", "redis://127.0.0.1:6379/0"))

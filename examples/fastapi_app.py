@@ -1,4 +1,4 @@
-"""FastAPI: a span for each request, and for work that is done side by side.
+"""FastAPI: a span for each request, and for concurrent work.
 
 Start it: `python examples/fastapi_app.py`; then `curl localhost:8000/prices/dune`.
 """
@@ -15,7 +15,7 @@ from beeline.middleware.asgi import HoneyASGIMiddleware
 beeline.init(service_name="fastapi")
 
 app = FastAPI()
-app.add_middleware(HoneyASGIMiddleware)  # added last, it stands outermost
+app.add_middleware(HoneyASGIMiddleware)  # added last, so outermost
 
 PRICES = {"north": {"dune": 12, "emma": 9}, "south": {"dune": 11}}
 

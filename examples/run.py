@@ -1,4 +1,4 @@
-"""Run one of the examples, ask it a few things, and print the traces that come of it.
+"""Run one of the examples, send it a few requests, and print the traces.
 
 `python examples/run.py flask` (or bottle, celery, django, fastapi, lambda, tornado). The spans go
 to a receiver on this machine, and the exit code is 0 when every one arrived there. With
@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE / "shared"))
 
 import trace_tree  # noqa: E402
-from stage import PATIENCE, ExampleError, Process, Stage, has_colour, has_lines, play  # noqa: E402
+from stage import PATIENCE, ExampleError, Process, Stage, has_color, has_lines, play  # noqa: E402
 
 
 class Ask(NamedTuple):
@@ -34,7 +34,7 @@ class Ask(NamedTuple):
 
 
 class Example(NamedTuple):
-    """A program, and what it is asked."""
+    """A program, and the requests to it."""
 
     program: tuple[str, ...]
     asks: Sequence[Ask]
@@ -92,7 +92,7 @@ NAMES = sorted((*SERVERS, "celery", "lambda"))
 
 
 def run_server(stage: Stage, name: str) -> list[Sequence[str]]:
-    """Start a server, ask it what its example says, and return the spans of each trace."""
+    """Start a server, send its example's requests, and return the spans of each trace."""
     example = SERVERS[name]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -125,7 +125,7 @@ def run_celery(stage: Stage) -> list[Sequence[str]]:
     broker = f"sqla+sqlite:///{stage.folder}/broker.db"
     options = ("--pool=prefork", "--concurrency=2", "--loglevel=warning", "--without-mingle")
     app = f"--workdir={HERE}", "-A", "celery_worker"
-    # Before the worker starts: two processes cannot make a broker of this kind at once.
+    # Before the worker starts: two processes cannot create such a broker at the same time.
     for numbers in (("3", "4"), ("5", "6")):
         run_to_end("celery_worker.py", *numbers, BROKER_URL=broker)
     with Process("celery", "-m", "celery", *app, "worker", *options, BROKER_URL=broker) as worker:
@@ -169,18 +169,18 @@ def wait_for_spans(stage: Stage, count: int, process: Process) -> None:
 
 
 def show(stage: Stage, expected: list[Sequence[str]]) -> None:
-    """Print the traces that arrived. Raises ExampleError unless they are those expected."""
+    """Print the traces that arrived. Raises ExampleError unless they are the expected ones."""
     traces: dict[str, list[dict[str, Any]]] = {}
     for event in sorted(stage.events(), key=lambda event: str(event["time"])):
         traces.setdefault(event["data"]["trace.trace_id"], []).append(event)
     for trace in traces.values():
         print()
-        # A trace that a caller began has its first spans there.
+        # The first spans of a caller's trace are at the caller.
         known = {event["data"]["trace.span_id"] for event in trace}
         for event in trace:
             if event["data"].get("trace.parent_id") not in known:
                 event["data"]["trace.parent_id"] = None
-        print(*trace_tree.draw(trace, has_colour(), not has_lines()), sep="\n")
+        print(*trace_tree.draw(trace, has_color(), not has_lines()), sep="\n")
     arrived = [sorted(event["data"]["name"] for event in trace) for trace in traces.values()]
     if sorted(arrived) != sorted(map(sorted, expected)):
         raise ExampleError(f"these spans should have arrived: {expected}, not {arrived}")

@@ -1,4 +1,4 @@
-"""Tornado: a span for each request; events leave by Tornado's own HTTP client, without threads.
+"""Tornado: a span for each request; events are sent by Tornado's HTTP client, without threads.
 
 Start it: `python examples/tornado_app.py`; then `curl localhost:8000/square/12`.
 """
@@ -22,7 +22,7 @@ class SquareHandler(tornado.web.RequestHandler):
 
 
 async def main():
-    # In the loop, which the transmission works in.
+    # On the loop that the transmission uses.
     beeline.init(service_name="tornado", transmission_impl=TornadoTransmission())
     app = tornado.web.Application([(r"/square/(\d+)", SquareHandler)])
     app.listen(int(os.environ.get("PORT", "8000")))

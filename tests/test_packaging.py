@@ -104,7 +104,7 @@ def test_both_packages_state_the_same_version() -> None:
     assert beeline.version.VERSION == libhoney.version.VERSION
 
 
-def test_distributions_carry_the_version_and_the_licence(dists: Distributions) -> None:
+def test_distributions_carry_the_version_and_the_license(dists: Distributions) -> None:
     metadata = metadata_of(dists.wheel)
     assert metadata["Name"].replace("_", "-") == "honeycomb-beeline"
     assert metadata["Version"] == beeline.version.VERSION

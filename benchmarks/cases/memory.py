@@ -1,4 +1,4 @@
-"""Memory of this process over the empty interpreter's: imported, initialised, an event delivered.
+"""Memory of this process over the empty interpreter's: imported, initialized, an event delivered.
 
     memory.py URL SUBJECT IMPORTS
 
@@ -30,14 +30,14 @@ def measure(url, name, imports):
 
     subject = load(name)
     subject.start(url, False)
-    initialised = mib() - empty
+    initialized = mib() - empty
 
     from arrival import wait_for
 
     subject.traces(1, 0, iter([{"request.method": "GET", "response.status_code": 200}]))
     wait_for(subject, url, 1)
     delivered = mib() - empty
-    return {"imported": imported, "initialised": initialised, "delivered": delivered}
+    return {"imported": imported, "initialized": initialized, "delivered": delivered}
 
 
 figures = measure(*sys.argv[1:4])

@@ -12,14 +12,14 @@ import serving
 from flask import Flask, Response, jsonify, request
 
 import beeline
-import beeline.patch.requests  # outgoing requests: a span each, and the trace goes along
+import beeline.patch.requests  # outgoing requests: a span each, with the trace's header
 from beeline.middleware.flask import HoneyMiddleware
 
 STORE = os.environ["STORE_URL"]
 
 
 def scrub(fields):
-    """Edit the fields of each span just before it is sent: card numbers stay here."""
+    """Edit the fields of each span before it is sent: mask card numbers."""
     if "app.card" in fields:
         fields["app.card"] = "**** " + fields["app.card"][-4:]
 
@@ -28,13 +28,13 @@ def scrub(fields):
 beeline.init(service_name="demo-front", presend_hook=scrub)
 
 app = Flask(__name__)
-HoneyMiddleware(app)  # incoming requests: a trace each
+HoneyMiddleware(app)  # a trace for each incoming request
 
 
 @app.after_request
 def tell_trace_id(response):
-    """Let whoever reports a problem name the trace."""
-    tracing = beeline.get_beeline()  # None where HONEYCOMB_DISABLED=true
+    """Return the trace's id, so that a problem report can name it."""
+    tracing = beeline.get_beeline()  # None if HONEYCOMB_DISABLED=true
     trace_id = tracing.tracer_impl.get_active_trace_id() if tracing else None
     if trace_id:
         response.headers["X-Trace-Id"] = trace_id
@@ -52,7 +52,7 @@ def order():
 @beeline.traced("place_order")
 def place_order(book, copies, card):
     price = find_book(book)["price"] * copies
-    # A context field is on this span alone.
+    # A context field is only on this span.
     beeline.add_context({"app.book": book, "app.copies": copies, "app.price": price})
     sold = requests.post(f"{STORE}/books/{book}/buy", json={"copies": copies}, timeout=10)
     sold.raise_for_status()
@@ -83,7 +83,7 @@ def prices():
 
 @app.get("/catalogue")
 def catalogue():
-    # The request's span ends when the last page is out.
+    # The request's span ends when the last page has been sent.
     return Response(pages(), mimetype="text/plain")
 
 
@@ -92,7 +92,7 @@ def pages():
     while number is not None:
         with beeline.tracer("page"):
             page = requests.get(f"{STORE}/books", params={"page": number}, timeout=10).json()
-            # A sum over the trace: the first span gets rollup.app.books.
+            # A sum over the trace: the root span gets rollup.app.books.
             beeline.add_rollup_field("app.books", len(page["titles"]))
         yield "".join(f"{title}\n" for title in page["titles"])
         number = page["next"]

@@ -1,4 +1,4 @@
-"""Run two traced services, ask them a few things, and print the traces that come of it.
+"""Run two traced services, send them a few requests, and print the traces.
 
 The spans go to a receiver on this machine; with HONEYCOMB_API_KEY in the environment, to
 Honeycomb. The exit code is 0 when every trace arrived whole.
@@ -13,7 +13,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
 
 import trace_tree
-from stage import ExampleError, Spans, Stage, has_colour, has_lines, play
+from stage import ExampleError, Spans, Stage, has_color, has_lines, play
 from story import CARD, FRONT, STORE, STORY, Act
 
 HERE = Path(__file__).resolve().parent
@@ -44,19 +44,19 @@ def run(stage: Stage) -> None:
 
 
 def show(events: list[dict[str, Any]], acts: dict[str, Act]) -> list[str]:
-    """Print each trace as a tree. Return what is wrong: nothing if all is there, and no more."""
-    colour = has_colour()
+    """Print each trace as a tree. Return the problems: missing spans and spans too many."""
+    color = has_color()
     ascii_only = not has_lines()
     wrong = []
     for number, (trace_id, act) in enumerate(acts.items(), 1):
         trace = [event for event in events if event["data"].get("trace.trace_id") == trace_id]
         title = f"{number}. {act.title}"
         print()
-        print(f"\x1b[1m{title}\x1b[0m" if colour else title)
+        print(f"\x1b[1m{title}\x1b[0m" if color else title)
         print(f"   {act.note}")
         print(f"   {act.method} {act.path} returned {act.status}.")
         print()
-        for line in trace_tree.draw(trace, colour, ascii_only):
+        for line in trace_tree.draw(trace, color, ascii_only):
             print(line)
         wrong += [f"trace {number}: {what}" for what in trace_tree.problems(trace, act.spans)]
     others = [event for event in events if event["data"].get("trace.trace_id") not in acts]

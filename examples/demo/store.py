@@ -50,8 +50,8 @@ def buy_book(book_id):
     with beeline.tracer("take_from_shelf"):
         beeline.add_context_field("app.copies_before", book.copies)
         book.copies -= request.get_json()["copies"]
-        # The database refuses to go below zero. Nobody catches that: the request fails, and
-        # three spans say why.
+        # The database rejects a negative number. Nobody catches that: the request fails, and
+        # three spans have the reason.
         db.session.commit()
     return "", 204
 

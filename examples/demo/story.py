@@ -1,4 +1,4 @@
-"""What the demo asks of the front, and the spans that must come of it."""
+"""The demo's requests to the front, and the spans that must arrive."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Person(db.Model):
 
 
 class Key(db.Model):
-    # Queries' parameters are sent with their spans: here they are digests, of use to nobody.
+    # Spans of queries have the parameters. Here these are digests, which are of no use.
     digest = db.Column(db.String(64), primary_key=True)
     person = db.Column(db.ForeignKey(Person.name), nullable=False)
 
@@ -60,7 +60,7 @@ def login():
 
 @app.post("/identify")
 def identify():
-    """Tell whose key it is."""
+    """Return the owner of a key."""
     owner = db.select(Person).join(Key).where(Key.digest == digest(request.get_json()["key"]))
     person = db.session.scalar(owner)
     if person is None:

@@ -1,4 +1,4 @@
-"""A gate before some reports: who may pass, and how often, it asks the accounts service.
+"""A gate for some reports. The accounts service decides who may pass, and how often.
 
 Run it with the service's address in the environment:
 `PYTHONPATH=../shared ACCOUNTS_URL=http://... python gate.py`
@@ -18,7 +18,7 @@ import beeline.patch.requests
 from beeline.middleware.flask import HoneyMiddleware
 
 ACCOUNTS = os.environ["ACCOUNTS_URL"]
-# Who may see what: a role by the start of the path. All else is open.
+# The role that a path needs, by the start of the path. Other paths are open.
 RULES = {"/reports/": {"member", "owner"}, "/teams/": {"owner"}}
 SALES = {"spring": [120, 80, 100], "winter": []}
 
@@ -33,7 +33,7 @@ beeline.init(
 
 app = Flask(__name__)
 HoneyMiddleware(app)
-# Further out than the Beeline, so that request.remote_addr is the visitor's and not the proxy's.
+# Outside the Beeline, so that request.remote_addr is the visitor's and not the proxy's.
 app.wsgi_app = ProxyFix(app.wsgi_app)
 
 
@@ -57,7 +57,7 @@ def admit():
 
 
 def ask(path, /, **question):
-    """Ask the accounts service; what it refuses, refuse too."""
+    """Ask the accounts service; refuse if it refuses."""
     answer = requests.post(ACCOUNTS + path, json=question, timeout=10)
     if answer.status_code in (401, 429):
         abort(answer.status_code, answer.json()["why"])
@@ -68,7 +68,7 @@ def ask(path, /, **question):
 @app.post("/login")
 def login():
     with beeline.tracer("login"):
-        # Convenient, and just how passwords come where they should not be: see policy.scrub.
+        # Convenient, and a way to leak passwords: see policy.scrub.
         beeline.add_context({f"app.form.{name}": text for name, text in request.form.items()})
         return ask("/login", **request.form)
 
@@ -77,7 +77,7 @@ def login():
 def report(season):
     with beeline.tracer("build_report"):
         sales = SALES[season]
-        return jsonify(mean=sum(sales) / len(sales))  # nobody thought of a season without sales
+        return jsonify(mean=sum(sales) / len(sales))  # fails for a season without sales
 
 
 @app.get("/teams/<team>")
@@ -92,8 +92,8 @@ def old_report(season):
 
 @app.after_request
 def tell_trace_id(response):
-    """Let whoever reports a problem name the trace."""
-    tracing = beeline.get_beeline()  # None where HONEYCOMB_DISABLED=true
+    """Return the trace's id, so that a problem report can name it."""
+    tracing = beeline.get_beeline()  # None if HONEYCOMB_DISABLED=true
     trace_id = tracing.tracer_impl.get_active_trace_id() if tracing else None
     if trace_id:
         response.headers["X-Trace-Id"] = trace_id

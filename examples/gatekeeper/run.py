@@ -1,4 +1,4 @@
-"""Run a gate and the accounts behind it, let some people come, and print the traces.
+"""Run a gate and the accounts behind it, send some visitors, and print the traces.
 
 What goes wrong is always kept, of what goes well one trace in five; passwords and addresses never
 leave. The spans go to a receiver on this machine; with HONEYCOMB_API_KEY in the environment, to
@@ -17,11 +17,11 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
 
 import trace_tree
 from policy import HEALTHY_RATE, keep_trace
-from stage import ExampleError, Spans, Stage, has_colour, has_lines, play
+from stage import ExampleError, Spans, Stage, has_color, has_lines, play
 from story import ACCOUNTS, ADDRESSES, CROWD, GATE, MISTYPED, PEOPLE, STORY, TEAMS, Act
 
 HERE = Path(__file__).resolve().parent
-# Visits of the crowd: at least so many, and so many of their traces kept.
+# Visits of the crowd: at least this many, and this many of their traces kept.
 CROWD_SIZE, CROWD_KEPT, CROWD_LIMIT = 12, 2, 900
 
 
@@ -43,7 +43,7 @@ class Visit(NamedTuple):
 
 
 class Visitors:
-    """Those who come to the gate, with the keys they were given."""
+    """The visitors of the gate, with their keys."""
 
     def __init__(self, stage: Stage, gate: str) -> None:
         self._stage = stage
@@ -68,7 +68,7 @@ class Visitors:
         return Visit(act, answer.headers["X-Trace-Id"])
 
     def crowd(self) -> list[Visit]:
-        """Come until some traces are kept and some are not."""
+        """Send visitors until some traces are kept and some are not."""
         visits: list[Visit] = []
         while len(visits) < CROWD_LIMIT:
             kept = sum(visit.sampled for visit in visits)
@@ -79,7 +79,7 @@ class Visitors:
 
 
 def run(stage: Stage) -> None:
-    """Run the services, let people come, and show the traces."""
+    """Run the services, send visitors, and show the traces."""
     os.environ["DIGEST_KEY"] = secrets.token_hex()
     accounts = stage.start(
         ACCOUNTS,
@@ -133,11 +133,11 @@ def show_trace(title: str, visit: Visit, events: list[dict[str, Any]]) -> None:
         kept = f"Kept, as one of {HEALTHY_RATE} is."
     else:
         kept = "Not kept."
-    print(f"\n\x1b[1m{title}\x1b[0m" if has_colour() else f"\n{title}")
+    print(f"\n\x1b[1m{title}\x1b[0m" if has_color() else f"\n{title}")
     print(f"   {act.note}")
     print(f"   {act.method} {act.path} returned {act.status}. {kept}")
     lines = trace_tree.draw(
-        trace_of(visit, events), has_colour(), not has_lines(), also=("request.remote_addr",)
+        trace_of(visit, events), has_color(), not has_lines(), also=("request.remote_addr",)
     )
     if lines:
         print("", *lines, sep="\n")
@@ -148,7 +148,7 @@ def trace_of(visit: Visit, events: list[dict[str, Any]]) -> list[dict[str, Any]]
 
 
 def problems(events: list[dict[str, Any]], visits: list[Visit]) -> list[str]:
-    """Say what arrived that should not have, what did not, and which rates are wrong."""
+    """Return unexpected spans, missing spans, and wrong sample rates."""
     found = []
     for visit in visits:
         trace = trace_of(visit, events)

@@ -1,4 +1,4 @@
-"""Who comes to the gate, and the spans that must come of it."""
+"""The visitors of the gate, and the spans that must arrive."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PEOPLE = {
     "bob": ("sponge-1999", "member", "red"),
 }
 MISTYPED = "engine-1834"
-# Where they come from, as the proxy before the gate says.
+# Their addresses, from the header of the proxy before the gate.
 ADDRESSES = {"ada": "203.0.113.7", "bob": "198.51.100.23", "": "192.0.2.99"}
 
 
@@ -157,5 +157,5 @@ STORY = [
         spans(""),
     ),
 ]
-# As often as it takes to see some traces kept and some not.
+# Repeated until some traces are kept and some are not.
 CROWD = visit("ada")

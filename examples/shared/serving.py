@@ -1,4 +1,4 @@
-"""How the examples' services run: until SIGTERM, losing neither a request nor a span.
+"""Run the examples' services until SIGTERM, without losing a request or a span.
 
 An application in production has a server such as gunicorn for this, and needs none of it.
 """
@@ -12,12 +12,12 @@ import beeline
 
 
 def serve(app):
-    """Serve an application on a free port of this machine; at the end, send the last spans."""
+    """Serve an application on a free port of this machine; at shutdown, flush the queue."""
     server = make_server("127.0.0.1", 0, app, threaded=True)
     server.daemon_threads = False  # at shutdown, wait for the requests in flight
 
     def stop(*_):
-        # Not from this thread: it is the one that serves.
+        # Not in this thread, which serves.
         threading.Thread(target=server.shutdown).start()
 
     signal.signal(signal.SIGTERM, stop)

@@ -1,4 +1,4 @@
-"""What the examples with several services share: their processes, and where the spans go."""
+"""Shared by the examples with several services: their processes, and where the spans go."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROOT = HERE.parent.parent
 # Seconds. Nothing takes that long unless it fails.
 PATIENCE = 60.0
 
-# How many spans there are of each service and name.
+# The number of spans of each service and name.
 Spans = Counter[tuple[str, str]]
 
 
@@ -202,7 +202,7 @@ class Stage:
         host = urlsplit(self._api_host).hostname or ""
         region = host[len("api.") :] if host.startswith("api.") else ""
         look = f"ui.{region}" if region.endswith("honeycomb.io") else "ui.honeycomb.io"
-        # Every service has its own dataset, but with a classic key.
+        # Every service has its own dataset, except with a classic key.
         own = " or ".join(process.name for process in reversed(self._services))
         dataset = os.environ.get("HONEYCOMB_DATASET") or own
         print(f"\nLook in https://{look}, dataset {dataset}, where trace.trace_id =\n")
@@ -211,7 +211,7 @@ class Stage:
 
 
 def play(name: str, act: Callable[[Stage], None]) -> int:
-    """Run an example and end what it started, whatever happens; return the exit code."""
+    """Run an example and stop its processes, whatever happens; return the exit code."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _leave)
@@ -225,7 +225,7 @@ def play(name: str, act: Callable[[Stage], None]) -> int:
     return 0
 
 
-def has_colour() -> bool:
+def has_color() -> bool:
     """Return whether to print in colors."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
@@ -240,14 +240,14 @@ def has_lines() -> bool:
 
 
 def _leave(number: int, frame: Any) -> None:
-    """Leave through all `with` blocks, so that what was started is ended."""
+    """Exit through all `with` blocks, so that all processes are stopped."""
     for again in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(again, signal.SIG_IGN)
     sys.exit(128 + number)
 
 
 def _prepare_environment(dataset: str) -> None:
-    """Set what all processes of the example have in common."""
+    """Set the environment of all processes of the example."""
     # They are all on this machine, which no proxy can reach.
     local = [os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "", "127.0.0.1"]
     os.environ["no_proxy"] = ",".join(filter(None, local))

@@ -1,4 +1,4 @@
-"""A trace, from the events that arrived: is it whole, and what does it look like.
+"""A trace of the events that arrived: check that it is complete, and draw it.
 
 An event here is what was sent for one span: a dict with `time` (ISO 8601) and `data`, its fields.
 """
@@ -34,12 +34,12 @@ NOT_SHOWN = ("app.exception_type", "app.exception_stacktrace")
 
 LINES = ("├─ ", "└─ ", "│  ", "   ")
 ASCII_LINES = ("|- ", "`- ", "|  ", "   ")
-COLOURS = ("36", "35")  # cyan, magenta: one a service
+COLORS = ("36", "35")  # cyan, magenta: one a service
 RED = "31"
 
 
 def problems(events: list[Event], expected: Counter[tuple[str, str]]) -> list[str]:
-    """Say what is wrong with a trace; nothing where all its spans arrived and hang together.
+    """Return the problems of a trace; none if all its spans arrived and are connected.
 
     `expected` says how many spans there must be of each service and name.
     """
@@ -68,7 +68,7 @@ def problems(events: list[Event], expected: Counter[tuple[str, str]]) -> list[st
 
 def draw(
     events: list[Event],
-    colour: bool = False,
+    color: bool = False,
     ascii_only: bool = False,
     also: tuple[str, ...] = (),
 ) -> list[str]:
@@ -77,25 +77,25 @@ def draw(
     `also` are names of fields to show besides the usual ones.
     """
     lines = []
-    paint = _painter(colour)
+    paint = _painter(color)
     services: list[str] = []
     for event, parent, last in _walk(list(events)):
         span = event["data"]
         service = span["service.name"]
         if service not in services:
             services.append(service)
-        service_colour = COLOURS[services.index(service) % len(COLOURS)]
+        service_color = COLORS[services.index(service) % len(COLORS)]
         rail, rail_below = _rails(last, bool(_children(events, span)), ascii_only)
         fields = _fields(span, parent, also)
-        colour_of_fields = RED if any(map(_is_error, span)) else ""
+        color_of_fields = RED if any(map(_is_error, span)) else ""
         first, *more = _packed(fields)
-        start = paint(f"{service:<{SERVICE_WIDTH}}", service_colour)
+        start = paint(f"{service:<{SERVICE_WIDTH}}", service_color)
         start += (
             f"{rail + span['name']:<{NAME_WIDTH}}{_duration(span['duration_ms']):>{DURATION_WIDTH}}"
         )
-        lines.append(f"{start}  {paint(first, colour_of_fields)}".rstrip())
+        lines.append(f"{start}  {paint(first, color_of_fields)}".rstrip())
         start = f"{'':<{SERVICE_WIDTH}}{rail_below:<{NAME_WIDTH + DURATION_WIDTH}}"
-        lines += [f"{start}  {paint(text, colour_of_fields)}" for text in more]
+        lines += [f"{start}  {paint(text, color_of_fields)}" for text in more]
     return lines
 
 
@@ -171,7 +171,7 @@ def _packed(fields: list[str]) -> list[str]:
     return lines
 
 
-def _painter(colour: bool) -> Callable[[str, str], str]:
-    if not colour:
+def _painter(color: bool) -> Callable[[str, str], str]:
+    if not color:
         return lambda text, code: text
     return lambda text, code: f"\x1b[{code}m{text}\x1b[0m" if code and text else text

@@ -17,13 +17,13 @@ CLASSIC_KEY = "c" * 32
 
 
 class Application:
-    """Initialises Beeline against the receiver, and reads what arrived there."""
+    """Initializes Beeline against the receiver, and reads what arrived there."""
 
     def __init__(self, receiver: Receiver) -> None:
         self.receiver = receiver
 
     def init(self, **settings: Any) -> None:
-        """Initialise Beeline, with other settings than the usual where they are given."""
+        """Initialize Beeline, with other settings than the usual where they are given."""
         usual = {
             "writekey": KEY,
             "service_name": "shop",

@@ -357,15 +357,13 @@ def test_errors_are_drawn_in_up_to_three_lines() -> None:
     assert lines[2].endswith(" room ...")
 
 
-def test_colours_surround_text_and_change_nothing_else() -> None:
+def test_colors_surround_text_and_change_nothing_else() -> None:
     events = small_trace()
     events[0]["data"]["db.error"] = "no room"
 
-    coloured = trace_tree.draw(events, colour=True)
+    colored = trace_tree.draw(events, color=True)
 
-    assert [re.sub(r"\x1b\[\d+m", "", line).rstrip() for line in coloured] == trace_tree.draw(
-        events
-    )
-    assert coloured[-1].endswith("\x1b[31mdb.error=no room\x1b[0m")
-    assert coloured[0].startswith("\x1b[36mfront")
-    assert coloured[3].startswith("\x1b[35mstore")
+    assert [re.sub(r"\x1b\[\d+m", "", line).rstrip() for line in colored] == trace_tree.draw(events)
+    assert colored[-1].endswith("\x1b[31mdb.error=no room\x1b[0m")
+    assert colored[0].startswith("\x1b[36mfront")
+    assert colored[3].startswith("\x1b[35mstore")

@@ -105,7 +105,7 @@ def test_whatever_a_hook_puts_into_the_fields(
     receiver: Receiver, hook: str, changes: dict[Any, Any], removed: list[str]
 ) -> None:
     """Names that are no text, values of any kind, ids taken out: the event arrives with what there
-    is, its neighbours as they were."""
+    is, its neighbors as they were."""
     receiver.clear()
     set_active(None)
 

@@ -1,4 +1,4 @@
-"""Whatever the fields hold: no exception, no lost neighbour, one response, a bounded event."""
+"""Whatever the fields hold: no exception, no lost neighbor, one response, a bounded event."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def assert_it_arrives_among_others(receiver: Receiver, client: Client, fields: A
 
 @ROOM
 @given(fields=hostile.fields)
-def test_an_event_of_any_fields_arrives_among_its_neighbours(
+def test_an_event_of_any_fields_arrives_among_its_neighbors(
     receiver: Receiver, fields: dict[Any, Any]
 ) -> None:
     """Whatever the names and values: it is repaired, and the others in its batch are as they
@@ -595,7 +595,7 @@ def test_a_trace_of_any_fields_arrives_whole(
                 beeline.marshal_trace_context()
                 span = beeline.start_span(late)
                 beeline.finish_span(span)
-            with beeline.tracer("neighbour"):
+            with beeline.tracer("neighbor"):
                 beeline.add_context_field("number", 1)
             beeline.remove_trace_field(name)
             beeline.remove_context_field(name)
@@ -609,7 +609,7 @@ def test_a_trace_of_any_fields_arrives_whole(
         assert statuses == [202] * 6
         assert responses.empty()
         assert len(receiver.events) == 6
-        assert receiver.one("neighbour").data["number"] == 1
+        assert receiver.one("neighbor").data["number"] == 1
         assert max(sizes(receiver)) <= MAX_EVENT
     finally:
         beeline.close()

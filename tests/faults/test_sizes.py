@@ -105,11 +105,11 @@ def test_a_text_is_cut_at_64_kb(
     """At the limit, counted in UTF-8 and not in JSON, it is left alone; above it, it is cut where
     a character begins."""
     client = make_client()
-    send(client, "event", text=text, neighbour="y" * MAX_TEXT)
+    send(client, "event", text=text, neighbor="y" * MAX_TEXT)
     assert client.flush()
     data = receiver.one("event").data
     assert data["text"] == (text if arrives is None else arrives)
-    assert data["neighbour"] == "y" * MAX_TEXT
+    assert data["neighbor"] == "y" * MAX_TEXT
     assert data.get("meta.truncated_fields") == (None if arrives is None else ["text"])
 
 
@@ -123,7 +123,7 @@ def test_an_event_has_2000_fields_at_most(
     fields.update({"trace.trace_id": "t", "duration_ms": 1.5, "meta.span_type": "root"})
     fields.update({"name": "event", "service.name": "s", (1, 2): "tuple"})
     client.send_now(fields)
-    send(client, "neighbour")
+    send(client, "neighbor")
     assert client.flush()
     assert [one["status_code"] for one in all_responses(client)] == [202, 202]
     data = receiver.one("event").data
@@ -191,7 +191,7 @@ def nested(depth: int, width: int) -> Any:
 def test_a_nested_value_of_2_mb_is_cut_to_a_text(
     receiver: Receiver, make_client: MakeClient, value: Any, begin: str
 ) -> None:
-    """The beginning of its JSON arrives, beside the other fields, and its neighbours whole."""
+    """The beginning of its JSON arrives, beside the other fields, and its neighbors whole."""
     client = make_client(send_frequency=60)
     send(client, "before")
     send(client, "event", value=value, small={"a": [1, "b"]})
