@@ -113,7 +113,7 @@ def test_distributions_carry_the_version_and_the_license(dists: Distributions) -
     assert f"-{beeline.version.VERSION}" in dists.sdist.name
 
 
-def test_description_says_whose_work_it_is(dists: Distributions) -> None:
+def test_description_states_its_independence(dists: Distributions) -> None:
     summary = metadata_of(dists.wheel)["Summary"]
     assert "independent implementation" in summary
     assert "not Honeycomb's own" in summary
@@ -174,7 +174,7 @@ def test_wheel_installs_and_imports(dists: Distributions, tmp_path: Path) -> Non
         ("linux", "x86_64", "3.10", "PyPy", set()),
     ],
 )
-def test_compiled_dependencies_are_asked_for_only_where_wheels_exist(
+def test_compiled_dependencies_are_required_only_if_wheels_exist(
     dists: Distributions,
     platform: str,
     machine: str,

@@ -97,7 +97,7 @@ def test_keeps_the_request_as_it_came(receiver: Receiver) -> None:
     assert [e.batch for e in receiver.events] == [0, 1]
 
 
-def test_an_empty_batch_is_answered_with_an_empty_array(receiver: Receiver) -> None:
+def test_the_response_to_an_empty_batch_is_an_empty_array(receiver: Receiver) -> None:
     assert post(receiver, []) == (200, [])
 
 
@@ -131,14 +131,14 @@ def test_decodes_the_dataset_once(receiver: Receiver, segment: str, dataset: str
         "//1/batch/a",
     ],
 )
-def test_answers_404_for_other_paths(receiver: Receiver, path: str) -> None:
+def test_responds_404_for_other_paths(receiver: Receiver, path: str) -> None:
     """A path that is not a batch's, or whose dataset is not encoded, is recorded."""
     assert post(receiver, [event()], path)[0] == 404
     assert receiver.requests[0].raw_path == path
     assert receiver.events == []
 
 
-def test_answers_405_for_other_methods(receiver: Receiver) -> None:
+def test_responds_405_for_other_methods(receiver: Receiver) -> None:
     assert post(receiver, [event()], method="PUT")[0] == 405
 
 
@@ -157,7 +157,7 @@ def test_serves_below_a_prefix(prefix: str) -> None:
 
 
 @pytest.mark.parametrize("team", [None, "", " "])
-def test_answers_401_without_a_team(receiver: Receiver, team: str | None) -> None:
+def test_responds_401_without_a_team(receiver: Receiver, team: str | None) -> None:
     error = {"error": "unknown API key - check your credentials"}
     assert post(receiver, [event()], X_Honeycomb_Team=team) == (401, error)
     assert receiver.requests[0].status == 401
@@ -165,12 +165,12 @@ def test_answers_401_without_a_team(receiver: Receiver, team: str | None) -> Non
 
 
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/msgpack"])
-def test_answers_400_for_another_content_type(receiver: Receiver, kind: str | None) -> None:
+def test_responds_400_for_another_content_type(receiver: Receiver, kind: str | None) -> None:
     status, answer = post(receiver, [event()], Content_Type=kind)
     assert (status, list(answer)) == (400, ["error"])
 
 
-def test_takes_a_content_type_with_parameters(receiver: Receiver) -> None:
+def test_accepts_a_content_type_with_parameters(receiver: Receiver) -> None:
     assert post(receiver, [event()], Content_Type="Application/JSON; charset=utf-8") == (
         200,
         [{"status": 202}],
@@ -193,20 +193,20 @@ def test_takes_a_content_type_with_parameters(receiver: Receiver) -> None:
         b'[{"data":-Infinity}]',
     ],
 )
-def test_answers_400_for_what_is_no_json_array(receiver: Receiver, body: bytes) -> None:
+def test_responds_400_unless_it_is_a_json_array(receiver: Receiver, body: bytes) -> None:
     """JSON is taken strictly: UTF-8, an array, no NaN or Infinity."""
     status, answer = post(receiver, body)
     assert (status, list(answer)) == (400, ["error"])
     assert receiver.requests[0].events is None
 
 
-def test_takes_gzip_in_several_members(receiver: Receiver) -> None:
+def test_accepts_gzip_in_several_members(receiver: Receiver) -> None:
     text = json.dumps([event()]).encode()
     body = gzip.compress(text[:10]) + gzip.compress(text[10:])
     assert post(receiver, body, Content_Encoding="gzip")[0] == 200
 
 
-def test_takes_zstd(receiver: Receiver) -> None:
+def test_accepts_zstd(receiver: Receiver) -> None:
     """Frames with and without their size in the header are taken."""
     zstd = pytest.importorskip(ZSTD)
     text = json.dumps([event()]).encode()
@@ -222,18 +222,18 @@ def test_takes_zstd(receiver: Receiver) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "zstd", "br"])
-def test_answers_400_for_what_it_cannot_decompress(receiver: Receiver, encoding: str) -> None:
+def test_responds_400_for_what_it_cannot_decompress(receiver: Receiver, encoding: str) -> None:
     status, answer = post(receiver, [event()], Content_Encoding=encoding)
     assert (status, list(answer)) == (400, ["error"])
 
 
 @pytest.mark.parametrize("cut", [5, -5])
-def test_answers_400_for_truncated_gzip(receiver: Receiver, cut: int) -> None:
+def test_responds_400_for_truncated_gzip(receiver: Receiver, cut: int) -> None:
     body = gzip.compress(json.dumps([event()]).encode())
     assert post(receiver, body[:cut], Content_Encoding="gzip")[0] == 400
 
 
-def test_answers_413_for_more_than_5_megabytes_decompressed() -> None:
+def test_responds_413_for_more_than_5_megabytes_decompressed() -> None:
     """The limit is on what is inside the compression, and can be lifted."""
     text = json.dumps([event()]).encode()
     fits = gzip.compress(text.ljust(5_000_000))
@@ -269,7 +269,7 @@ def test_answers_413_for_more_than_5_megabytes_decompressed() -> None:
         {"time": TIME, "samplerate": 1},
     ],
 )
-def test_answers_400_for_a_bad_event_inside_the_array(receiver: Receiver, bad: Any) -> None:
+def test_responds_400_for_a_bad_event_inside_the_array(receiver: Receiver, bad: Any) -> None:
     """Only the bad event is refused, with a reason."""
     status, (first, second, third) = post(receiver, [event("a"), bad, event("b")])
     assert status == 200
@@ -280,12 +280,12 @@ def test_answers_400_for_a_bad_event_inside_the_array(receiver: Receiver, bad: A
 
 
 @pytest.mark.parametrize("time", ["2024-05-01T12:00:00Z", "2024-05-01T12:00:00.1Z"])
-def test_takes_times_of_any_precision(receiver: Receiver, time: str) -> None:
+def test_accepts_times_of_any_precision(receiver: Receiver, time: str) -> None:
     assert post(receiver, [{**event(), "time": time}]) == (200, [{"status": 202}])
 
 
 @pytest.mark.parametrize("letter", ["x", "ü"])
-def test_answers_400_for_an_event_over_a_megabyte(receiver: Receiver, letter: str) -> None:
+def test_responds_400_for_an_event_over_a_megabyte(receiver: Receiver, letter: str) -> None:
     """An event's bytes on the wire count, whatever surrounds them."""
     bare = len(json.dumps(event("")).encode())
     room = 1_000_000 - bare
@@ -301,7 +301,7 @@ def test_answers_400_for_an_event_over_a_megabyte(receiver: Receiver, letter: st
 # Ordered responses
 
 
-def test_ordered_answers_are_used_once_in_order(receiver: Receiver) -> None:
+def test_ordered_responses_are_used_once_in_order(receiver: Receiver) -> None:
     """After the ordered responses, the usual one is back."""
     receiver.order(Answer(status=503), Answer(status=429, headers={"Retry-After": "1"}))
     assert post(receiver, [event()]) == (503, {"error": "Service Unavailable"})
@@ -315,7 +315,7 @@ def test_ordered_answers_are_used_once_in_order(receiver: Receiver) -> None:
     assert receiver.requests[0].events == [event()]
 
 
-def test_always_changes_the_usual_answer(receiver: Receiver) -> None:
+def test_always_changes_the_usual_response(receiver: Receiver) -> None:
     """What is ordered goes first; None brings back the start."""
     receiver.always(Answer(status=500))
     receiver.order(Answer())
@@ -346,7 +346,7 @@ def test_an_ordered_body_is_sent_as_it_is(receiver: Receiver, body: Any, sent: b
 
 
 @pytest.mark.parametrize("status", [204, 304])
-def test_answers_without_a_body_leave_the_connection_usable(
+def test_responses_without_a_body_leave_the_connection_usable(
     receiver: Receiver, status: int
 ) -> None:
     receiver.order(Answer(status=status))
@@ -378,7 +378,7 @@ def test_ordered_statuses_are_of_the_events(receiver: Receiver) -> None:
     assert [e.data["name"] for e in receiver.events] == ["a", "e"]
 
 
-def test_a_short_answer_takes_what_it_names(receiver: Receiver) -> None:
+def test_a_short_response_names_accepted_events(receiver: Receiver) -> None:
     receiver.order(Answer(short=1), Answer(short=0))
     assert post(receiver, [event("a"), event("b")]) == (200, [{"status": 202}])
     assert post(receiver, [event("c")]) == (200, [])
@@ -391,7 +391,7 @@ def test_a_fault_does_not_hide_a_bad_request(receiver: Receiver) -> None:
     assert post(receiver, [event()], X_Honeycomb_Team=None)[0] == 401
 
 
-def test_a_hanging_request_is_answered_when_released(receiver: Receiver) -> None:
+def test_a_hanging_request_gets_its_response_when_released(receiver: Receiver) -> None:
     """The request is seen at once, its events when it is released."""
     receiver.order(Answer(hang=True))
     with background(lambda: post(receiver, [event()])) as responses:
@@ -443,14 +443,14 @@ def test_stopping_ends_what_waits_or_drips(receiver: Receiver, answer: Answer) -
     assert isinstance(responses[0], (OSError, http.client.HTTPException))
 
 
-def test_a_delayed_answer_comes(receiver: Receiver) -> None:
+def test_a_delayed_response_arrives(receiver: Receiver) -> None:
     receiver.order(Answer(delay=0.01))
     assert post(receiver, [event()])[0] == 200
     with Receiver(delay=0.01) as delayed:
         assert post(delayed, [event()])[0] == 200
 
 
-def test_close_before_answers_nothing(receiver: Receiver) -> None:
+def test_close_before_sends_no_response(receiver: Receiver) -> None:
     receiver.order(Answer(close="before"))
     with pytest.raises(http.client.RemoteDisconnected):
         post(receiver, [event()])
@@ -468,7 +468,7 @@ def test_close_halfway_sends_half_the_body(receiver: Receiver, answer: Answer) -
     assert receiver.events == []
 
 
-def test_close_after_answers_and_closes_unannounced(receiver: Receiver) -> None:
+def test_close_after_responds_and_closes_unannounced(receiver: Receiver) -> None:
     """The client learns of the end of the connection only when it uses it again."""
     receiver.order(Answer(close="after"))
     with connect(receiver.url) as connection:
@@ -511,7 +511,7 @@ def test_close_taken_resets_the_connection_when_the_events_are_taken(receiver: R
         (Answer(close="taken"), False),
     ],
 )
-def test_a_request_tells_when_the_whole_answer_was_sent(answer: Answer, is_whole: bool) -> None:
+def test_a_request_records_when_the_whole_response_was_sent(answer: Answer, is_whole: bool) -> None:
     """Where it was not, the client cannot know what became of its events."""
     with Receiver() as receiver:
         receiver.order(answer)
@@ -525,7 +525,7 @@ def test_a_request_tells_when_the_whole_answer_was_sent(answer: Answer, is_whole
 @pytest.mark.parametrize(
     "answer", [Answer(drip=0.001), Answer(slow_headers=0.001, status=503, body="no")]
 )
-def test_a_dripping_answer_is_whole_at_last(receiver: Receiver, answer: Answer) -> None:
+def test_a_dripping_response_is_whole_at_last(receiver: Receiver, answer: Answer) -> None:
     receiver.order(answer)
     with connect(receiver.url) as connection:
         connection.request("POST", "/1/batch/a", json.dumps([event()]), HEADERS)
@@ -582,7 +582,7 @@ def test_tells_what_came_when_waiting_in_vain(receiver: Receiver) -> None:
         receiver.wait_for_requests(2, timeout=0.01)
 
 
-def test_clear_forgets_what_came(receiver: Receiver) -> None:
+def test_clear_forgets_what_arrived(receiver: Receiver) -> None:
     """What is ordered stays ordered."""
     post(receiver, [event()])
     receiver.order(Answer(status=500))
@@ -607,7 +607,7 @@ def test_keeps_connections_alive(receiver: Receiver) -> None:
     assert numbers[4] not in numbers[:4]
 
 
-def test_answers_pipelined_requests_in_order(receiver: Receiver) -> None:
+def test_responds_to_pipelined_requests_in_order(receiver: Receiver) -> None:
     request = b"GET /count HTTP/1.1\r\n\r\n" + b"GET /other HTTP/1.1\r\n\r\n"
     last = b"GET /count HTTP/1.1\r\nConnection: close\r\n\r\n"
     responses = raw(receiver, request + last)
@@ -615,11 +615,11 @@ def test_answers_pipelined_requests_in_order(receiver: Receiver) -> None:
 
 
 @pytest.mark.parametrize("head", [b"HTTP/1.0\r\n", b"HTTP/1.1\r\nConnection: close\r\n"])
-def test_closes_where_the_client_asks_for_it(receiver: Receiver, head: bytes) -> None:
+def test_closes_if_the_client_asks_for_it(receiver: Receiver, head: bytes) -> None:
     assert b"\r\nConnection: close\r\n" in raw(receiver, b"GET /count " + head + b"\r\n")
 
 
-def test_takes_chunked_bodies(receiver: Receiver) -> None:
+def test_accepts_chunked_bodies(receiver: Receiver) -> None:
     body = json.dumps([event()]).encode()
     with connect(receiver.url) as connection:
         for _ in range(2):
@@ -655,7 +655,7 @@ def test_asks_for_the_body_when_the_client_waits_for_that(receiver: Receiver) ->
         b"POST /1/batch/a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nz\r\n",
     ],
 )
-def test_answers_400_for_what_is_no_http(receiver: Receiver, request_bytes: bytes) -> None:
+def test_responds_400_unless_it_is_http(receiver: Receiver, request_bytes: bytes) -> None:
     assert raw(receiver, request_bytes).startswith(b"HTTP/1.1 400 ")
 
 
@@ -666,7 +666,7 @@ def test_a_client_that_leaves_amid_its_body_is_forgotten(receiver: Receiver) -> 
     assert len(receiver.requests) == 1
 
 
-def test_takes_many_connections_at_once(receiver: Receiver) -> None:
+def test_accepts_many_connections_at_once(receiver: Receiver) -> None:
     """All requests of a hundred clients are there before the first gets its response."""
     receiver.always(Answer(hang=True))
     with background(*[lambda: post(receiver, [event()])] * 100) as responses:
@@ -748,7 +748,7 @@ def test_a_forked_child_holds_no_sockets(receiver: Receiver) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_forked_child_can_start_a_receiver_of_its_own() -> None:
+def test_a_forked_child_can_start_its_own_receiver() -> None:
     """The child's receiver is a stopped one on a port of no one."""
     stopped = Receiver()
     child = os.fork()
@@ -808,7 +808,7 @@ def process(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 @pytest.mark.parametrize("options", [[], ["--count-only"], ["--delay", "0.01"]])
-def test_a_process_tells_what_came(options: list[str]) -> None:
+def test_a_process_prints_what_arrived(options: list[str]) -> None:
     """Events, counts and a reset are to be had over HTTP; count-only has no events."""
     body = gzip.compress(json.dumps([event("a"), event("b")]).encode())
     with process(*options) as (_, url), connect(url) as connection:

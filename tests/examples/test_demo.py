@@ -193,7 +193,7 @@ def test_a_refused_key_fails_the_demo_with_the_reason(receiver: Receiver) -> Non
     assert "unknown API key" in done.stderr
 
 
-def test_a_service_that_does_not_start_fails_the_demo_with_its_words() -> None:
+def test_a_service_that_does_not_start_fails_the_demo_with_its_output() -> None:
     done = run(HONEYCOMB_API_KEY=KEY, HONEYCOMB_API_ENDPOINT="not a URL")
 
     assert done.returncode == 1
@@ -247,7 +247,7 @@ def test_a_trace_without_one_of_the_services_is_not_whole(order: Events) -> None
         assert any(service in what for what in trace_tree.problems(left, STORY[0].spans))
 
 
-def test_a_span_too_many_is_reported(order: Events) -> None:
+def test_a_surplus_span_is_reported(order: Events) -> None:
     extra = copy.deepcopy(next(e for e in order if e["data"].get("trace.parent_id")))
     extra["data"].update({"name": "extra", "trace.span_id": "another"})
 
@@ -293,7 +293,7 @@ def test_spans_below_one_another_are_reported(order: Events) -> None:
     assert len(trace_tree.draw(order)) < len(order)
 
 
-def test_an_id_used_twice_is_told_and_drawn_once(order: Events) -> None:
+def test_an_id_used_twice_is_reported_and_drawn_once(order: Events) -> None:
     child = next(e["data"] for e in order if e["data"]["name"] == "charge_card")
     child["trace.span_id"] = child.get("trace.parent_id")
 

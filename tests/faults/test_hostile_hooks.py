@@ -197,7 +197,7 @@ def test_exceptions_that_end_a_program_are_reraised_and_reported(
 
 
 @BOTH
-def test_a_hook_that_makes_spans_for_each_span_comes_to_an_end(
+def test_a_hook_that_makes_spans_for_each_span_terminates(
     application: Application, hook: str
 ) -> None:
     """A hook runs for the spans that it makes itself, but not again for what these runs make: that
@@ -228,7 +228,7 @@ def test_a_hook_that_makes_spans_for_each_span_comes_to_an_end(
     assert application.names()[-1] == "later"
 
 
-def test_both_hooks_together_come_to_an_end(application: Application) -> None:
+def test_both_hooks_together_terminate(application: Application) -> None:
     """The sampler's spans run the presend hook, whose spans run the sampler: not for ever."""
 
     def makes_a_span(fields: dict[str, Any]) -> tuple[bool, int]:
@@ -348,7 +348,7 @@ def test_a_hook_at_the_end_of_the_stack(application: Application, hook: str) -> 
 
 
 @BOTH
-def test_a_hook_that_takes_long_holds_up_its_own_thread_alone(
+def test_a_hook_that_is_slow_blocks_only_its_own_thread(
     application: Application, hook: str
 ) -> None:
     """Others start, finish, send and flush meanwhile."""
@@ -383,7 +383,7 @@ def test_a_hook_that_takes_long_holds_up_its_own_thread_alone(
 
 
 @pytest.mark.parametrize("name", sorted(MAKERS.keys() - hostile.LARGE))
-def test_a_parser_hook_may_answer_anything(receiver: Receiver, name: str) -> None:
+def test_a_parser_hook_may_return_anything(receiver: Receiver, name: str) -> None:
     """As a whole or as a part of a context: a trace is started and arrives."""
     application = Application(receiver)
     set_active(None)
@@ -426,7 +426,7 @@ def test_parser_and_propagation_hooks_may_raise_anything(
 
 
 @pytest.mark.parametrize("name", sorted(MAKERS.keys() - hostile.LARGE))
-def test_a_propagation_hook_may_answer_anything(receiver: Receiver, name: str) -> None:
+def test_a_propagation_hook_may_return_anything(receiver: Receiver, name: str) -> None:
     """An outgoing request leaves, with such headers as make some."""
     import requests
 

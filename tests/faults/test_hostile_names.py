@@ -291,7 +291,7 @@ def test_any_api_host_is_refused_or_read_in_one_way(api_host: str) -> None:
         f"http://{'a' * 64}.example",
     ],
 )
-def test_odd_api_host_is_refused(receiver: Receiver, pattern: str) -> None:
+def test_invalid_api_host_is_rejected(receiver: Receiver, pattern: str) -> None:
     """At `init`, naming the setting; a password in it is not disclosed."""
     api_host = _filled(pattern, receiver, receiver)
     for make in (beeline.init, Client):

@@ -105,7 +105,7 @@ def test_each_hostile_value_is_replaced_alone(
 
 
 @pytest.mark.parametrize("name", sorted(hostile.LARGE))
-def test_a_value_without_an_end_is_cut_and_marked(
+def test_a_value_without_an_end_is_truncated_and_marked(
     receiver: Receiver, make_client: MakeClient, name: str
 ) -> None:
     """A few objects that hold one another many times over, or an iterator that never ends, make
@@ -240,7 +240,7 @@ def test_what_is_no_mapping_is_a_type_error(make_client: MakeClient, name: str) 
             call(data)
 
 
-def test_a_mapping_that_cannot_be_read_is_left_out(
+def test_a_mapping_that_cannot_be_read_is_omitted(
     receiver: Receiver, make_client: MakeClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Everywhere in the libhoney API: no exception, a warning, and the other fields arrive."""
@@ -263,7 +263,7 @@ def test_a_mapping_that_cannot_be_read_is_left_out(
     assert len(caplog.records) == 1
 
 
-def test_a_name_without_a_hash_is_left_out(
+def test_a_name_without_a_hash_is_omitted(
     receiver: Receiver, make_client: MakeClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     """`add_field` takes any name that there is; of the others a warning is left."""
@@ -323,7 +323,7 @@ def test_dynamic_fields_may_do_anything(
         assert "raises" not in event.data
 
 
-def test_dynamic_fields_that_make_events_come_to_an_end(
+def test_dynamic_fields_that_make_events_terminate(
     receiver: Receiver, make_client: MakeClient
 ) -> None:
     """Events made by a dynamic field have no dynamic fields: two such would never end."""
@@ -379,7 +379,7 @@ class Blocking:
         return "at last"
 
 
-def test_a_text_that_is_long_in_coming_holds_nobody_else_up(
+def test_a_text_that_is_slow_blocks_no_other_thread(
     receiver: Receiver, make_client: MakeClient
 ) -> None:
     """It is made in the thread that sends the event, which has to wait; no lock is held, so that
@@ -401,7 +401,7 @@ def test_a_text_that_is_long_in_coming_holds_nobody_else_up(
     assert receiver.one("slow").data["value"] == "at last"
 
 
-def test_a_spans_value_that_is_long_in_coming_holds_nobody_else_up(app: Application) -> None:
+def test_a_spans_value_that_is_slow_blocks_no_other_thread(app: Application) -> None:
     """The same with spans, trace fields and rollups."""
     value = Blocking()
 

@@ -157,7 +157,7 @@ def raising(*args: Any) -> Any:
 
 
 @BOTH
-def test_nothing_tells_the_key(
+def test_nothing_discloses_the_key(
     disclosed: _Disclosed, receiver: Receiver, closed_port: int, kind: Any
 ) -> None:
     """In debug mode with every logger at its most talkative, whatever goes wrong: the server's
@@ -197,7 +197,7 @@ def test_nothing_tells_the_key(
     assert "libhoney: " in disclosed.text
 
 
-def test_nothing_of_a_beeline_tells_the_key(
+def test_nothing_of_a_beeline_discloses_the_key(
     disclosed: _Disclosed, receiver: Receiver, upstream: Upstream
 ) -> None:
     """Nor do the Beeline's spans, hooks that raise, calls that fail and headers to others."""
@@ -250,7 +250,7 @@ def test_file_transmission_does_not_write_the_key(disclosed: _Disclosed) -> None
         *({"proxies": 5}, {"user_agent_addition": "a\nb"}),
     ],
 )
-def test_no_exception_tells_the_key(settings: dict[str, Any]) -> None:
+def test_no_exception_discloses_the_key(settings: dict[str, Any]) -> None:
     """What `init` and `Client` raise names the setting, not the key."""
     settings = {"writekey": KEY, "dataset": "d", **settings}
     for make in (Client, libhoney.init, beeline.init):
@@ -261,7 +261,7 @@ def test_no_exception_tells_the_key(settings: dict[str, Any]) -> None:
         assert_undisclosed(f"{raised.value} {raised.value!r} {raised.value.args}")
 
 
-def test_no_exception_tells_the_key_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_exception_discloses_the_key_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor where the environment sets it."""
     monkeypatch.setenv("HONEYCOMB_API_KEY", f"{KEY}\u20ac")
     with pytest.raises(ValueError, match="writekey") as raised:
@@ -301,7 +301,7 @@ def test_no_object_shows_the_key(receiver: Receiver, kind: Any) -> None:
             pickle.dumps(one)
 
 
-def test_exceptions_on_spans_do_not_tell_the_key(sent: Sent) -> None:
+def test_exceptions_on_spans_do_not_disclose_the_key(sent: Sent) -> None:
     """An exception that quotes the key, in its text or in the code of its traceback, is recorded
     without it; a short stand-in for a key is no secret, and may be a word."""
     sent.init(writekey=KEY)

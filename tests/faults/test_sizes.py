@@ -99,7 +99,7 @@ def test_an_event_of_a_million_bytes_is_left_alone(
     ],
     ids=lambda text: f"{text[:3]!a}" if text else "",
 )
-def test_a_text_is_cut_at_64_kb(
+def test_a_text_is_truncated_at_64_kb(
     receiver: Receiver, make_client: MakeClient, text: str, arrives: str | None
 ) -> None:
     """At the limit, counted in UTF-8 and not in JSON, it is left alone; above it, it is cut where
@@ -139,7 +139,7 @@ def test_an_event_has_2000_fields_at_most(
     assert others == [f"field{n}" for n in range(len(others))]
 
 
-def test_2000_fields_of_which_one_is_cut(receiver: Receiver, make_client: MakeClient) -> None:
+def test_2000_fields_of_which_one_is_truncated(receiver: Receiver, make_client: MakeClient) -> None:
     """The names of what was cut do not make a field too many."""
     client = make_client()
     fields = {f"field{n}": n for n in range(MAX_FIELDS - 2)}
@@ -188,7 +188,7 @@ def nested(depth: int, width: int) -> Any:
     ],
     ids=["lists", "texts", "dicts", "mixed", "numbers", "odd names", "one text many times"],
 )
-def test_a_nested_value_of_2_mb_is_cut_to_a_text(
+def test_a_nested_value_of_2_mb_is_truncated_to_a_text(
     receiver: Receiver, make_client: MakeClient, value: Any, begin: str
 ) -> None:
     """The beginning of its JSON arrives, beside the other fields, and its neighbors whole."""
@@ -220,7 +220,7 @@ def test_a_nested_value_of_2_mb_is_cut_to_a_text(
     ],
     ids=lambda fields: f"{len(fields)} of {len(next(iter(fields)))}",
 )
-def test_names_that_are_too_long_are_left_out_with_their_fields(
+def test_names_that_are_too_long_are_omitted_with_their_fields(
     receiver: Receiver, make_client: MakeClient, fields: dict[str, Any]
 ) -> None:
     """The longest names first; what is left is within the limits, with the number of the others."""
@@ -429,7 +429,7 @@ PROGRAM = """
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory has another unit elsewhere")
 @BOTH
 @pytest.mark.parametrize("name", ANSWERS)
-def test_an_answer_of_any_size_takes_bounded_memory(tmp_path: Path, kind: Any, name: str) -> None:
+def test_a_response_of_any_size_takes_bounded_memory(tmp_path: Path, kind: Any, name: str) -> None:
     """Only the beginning of a response, decompressed or not, is read. The event's response has the
     reason of the refusal, or reports an unexpected response."""
     program = tmp_path / "program.py"

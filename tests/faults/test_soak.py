@@ -135,7 +135,7 @@ def test_accounts_find_what_is_lost_or_doubled_without_a_reason(
 
 
 @pytest.mark.parametrize("number", [0, 1, -1, None])
-def test_a_response_too_many_is_found(number: Any) -> None:
+def test_a_surplus_response_is_found(number: Any) -> None:
     """A second response, or one for what was never sent."""
     outcomes = Outcomes()
     outcomes.new_number()

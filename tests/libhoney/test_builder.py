@@ -35,7 +35,7 @@ def test_precedence_is_client_then_builder_then_event(
     }
 
 
-def test_builder_has_a_destination_of_its_own(receiver: Receiver, make_client: MakeClient) -> None:
+def test_builder_has_its_own_destination(receiver: Receiver, make_client: MakeClient) -> None:
     """What is set on a builder holds for its events alone."""
     client = make_client()
     builder = client.new_builder({"name": "built"})

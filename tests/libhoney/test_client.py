@@ -77,7 +77,7 @@ def logger() -> Any:
         ("d6jy8XMUrk9mf2ExKpDvyA", False),
     ],
 )
-def test_classic_keys_are_told_from_others(key: str | None, classic: bool) -> None:
+def test_classic_keys_are_distinguished_from_others(key: str | None, classic: bool) -> None:
     """Empty, 32 lower-case hex digits, or `hc?ic_` and 58 letters and digits."""
     assert IsClassicKey(key) is classic
 
@@ -173,7 +173,7 @@ def test_incomplete_event_is_not_sent_but_reported(
         ("gzip_compression_level", "best"),
     ],
 )
-def test_setting_that_cannot_work_raises_value_error_naming_it(name: str, value: Any) -> None:
+def test_invalid_setting_raises_value_error_naming_it(name: str, value: Any) -> None:
     """Bad settings are found at `init`, not at the first event."""
     with pytest.raises(ValueError, match=name):
         Client(**{"writekey": KEY, "dataset": "things", name: value})

@@ -71,7 +71,7 @@ def test_data_that_is_no_mapping_raises_type_error(data: Any) -> None:
         Event().add(data)
 
 
-def test_dynamic_field_that_raises_leaves_its_field_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_dynamic_field_that_raises_omits_its_field(caplog: pytest.LogCaptureFixture) -> None:
     """The application does not pay for a field's failure; one warning is logged."""
     for _ in range(2):
         assert Event({"a": 1}, [broken, place]).fields() == {"a": 1, "place": "here"}

@@ -80,12 +80,12 @@ COMMON = {
 }
 
 
-def test_init_takes_the_old_arguments_in_the_old_order() -> None:
+def test_init_accepts_the_published_arguments_in_their_order() -> None:
     """Positional callers keep working."""
     assert list(defaults(libhoney.init).items()) == [*COMMON.items(), ("debug", False)]
 
 
-def test_client_takes_the_old_arguments_in_the_old_order() -> None:
+def test_client_accepts_the_published_arguments_in_their_order() -> None:
     """Positional callers keep working."""
     assert list(defaults(libhoney.Client).items()) == [
         *COMMON.items(),

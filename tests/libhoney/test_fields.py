@@ -25,7 +25,7 @@ def test_fields_are_set_one_by_one_and_many_at_once() -> None:
 
 
 @pytest.mark.parametrize("data", [1, "text", ["a"], {"a"}, None, [("a", 1)]])
-def test_add_raises_type_error_for_what_is_no_mapping(data: Any) -> None:
+def test_add_raises_type_error_unless_it_is_a_mapping(data: Any) -> None:
     """`add` has always raised TypeError here."""
     with pytest.raises(TypeError):
         FieldHolder().add(data)

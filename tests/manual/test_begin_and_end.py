@@ -131,7 +131,7 @@ with beeline.tracer("work"):
     assert len(receiver.events) == 1
 
 
-def test_missing_key_is_said(receiver: Receiver, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_key_is_logged(receiver: Receiver, caplog: pytest.LogCaptureFixture) -> None:
     """Whether the Beeline is set up rightly can be read in the log, debug mode or not."""
     with caplog.at_level(logging.ERROR):
         beeline.init(dataset="my-app", service_name="shop", api_host=receiver.url)
