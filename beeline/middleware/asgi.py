@@ -97,10 +97,14 @@ class ASGIRequest(ServerRequest):
         client = self._scope.get("client")
         return request_fields(
             self._name,
-            self,
-            client[0] if client else None,
-            self.header("content-length"),
-            self.header("user-agent"),
+            method=self.method(),
+            scheme=self.scheme(),
+            host=self.host(),
+            path=self.path(),
+            query=self.query(),
+            remote_addr=client[0] if client else None,
+            content_length=self.header("content-length"),
+            user_agent=self.header("user-agent"),
         )
 
 

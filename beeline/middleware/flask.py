@@ -56,7 +56,7 @@ class HoneyWSGIMiddleware(wsgi.HoneyWSGIMiddleware):
         """Return the request of an environment."""
         return _FlaskRequest(self._name, environ)
 
-    def prepare_hooks(self, span: ServerSpan) -> None:
+    def prepare_hooks(self) -> None:
         """Connect to Flask's signals."""
         if not _is_connected:
             _connect_signals()

@@ -41,21 +41,29 @@ class ServerRequest(Request):
 
 
 def request_fields(
-    framework: str, request: Request, remote_addr: Any, content_length: Any, user_agent: Any
+    framework: str,
+    *,
+    method: str | None,
+    scheme: str | None,
+    host: str | None,
+    path: str | None,
+    query: str | None,
+    remote_addr: Any,
+    content_length: Any,
+    user_agent: Any,
 ) -> dict[str, Any]:
     """Return the fields of a request's span, whose name starts with the framework's."""
-    method = request.method()
     return {
         "name": f"{framework}_http_{method.lower()}" if method else f"{framework}_http",
         "type": "http_server",
-        "request.host": request.host(),
+        "request.host": host,
         "request.method": method,
-        "request.path": request.path(),
+        "request.path": path,
         "request.remote_addr": remote_addr,
         "request.content_length": content_length or 0,
         "request.user_agent": user_agent,
-        "request.scheme": request.scheme(),
-        "request.query": mask_query(request.query()),
+        "request.scheme": scheme,
+        "request.query": mask_query(query) if query else query,
     }
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextvars import copy_context
 from time import perf_counter
-from typing import Any, Callable
+from typing import Any, Callable, TypeVar
 
 import beeline
 from beeline.context import SuspendedSpan, activate, get_active, set_active
@@ -44,6 +44,9 @@ reserve_fields(
     *("request.method", "request.path", "request.query", "request.remote_addr"),
     *("request.route", "request.scheme", "request.user_agent", "response.status_code"),
 )
+
+
+T = TypeVar("T")
 
 
 class ServerSpan(SuspendedSpan):
@@ -78,6 +81,18 @@ class ServerSpan(SuspendedSpan):
         self.request = request
         # Whether it is an AWS Lambda invocation: requests served inside belong to it.
         self.is_invocation = is_invocation
+
+    def run(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function inside the span, as in `with self`, and return its result."""
+        outside = get_active()
+        try:
+            set_active(self.span)
+            return function(*args)
+        finally:
+            try:
+                self.span = get_active()
+            finally:
+                set_active(outside)
 
     @property
     def finished(self) -> bool:
@@ -212,15 +227,7 @@ class ServerSpan(SuspendedSpan):
             trace.server_span = None
 
     def _finish_trace(self) -> None:
-        outside = get_active()
-        try:  # as `with self` does, without its calls
-            set_active(self.span)
-            self._tracer.finish_trace(self.root)
-        finally:
-            try:
-                self.span = get_active()
-            finally:
-                set_active(outside)
+        self.run(self._tracer.finish_trace, self.root)
 
     def _finish_root(self) -> None:
         active = activate(None)  # with the root around it as before

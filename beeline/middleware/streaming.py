@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from beeline.context import get_active, set_active
 from beeline.middleware.server_span import ServerSpan
 
 
@@ -25,26 +24,21 @@ class TracedSteps:
     def __next__(self) -> bytes:
         """Return the next piece."""
         span = self._span
-        outside = get_active()
         try:
-            # As `with span` does, without its calls: a body has many steps.
-            try:
-                set_active(span.span)
-                steps = self._steps
-                if steps is None:
-                    steps = self._steps = iter(self._body)
-                return next(steps)
-            finally:
-                try:
-                    span.span = get_active()
-                finally:
-                    set_active(outside)
+            if self._steps is None:
+                return span.run(self._first_step)
+            piece: bytes = span.run(next, self._steps)
+            return piece
         except BaseException as error:
             if not isinstance(error, StopIteration):
                 span.record_error(error)
             if self.finishes_root:
                 span.finish_root()
             raise
+
+    def _first_step(self) -> bytes:
+        self._steps = iter(self._body)
+        return next(self._steps)
 
     def __del__(self) -> None:
         """Send the span of a request that its server abandoned."""

@@ -7,12 +7,10 @@ from functools import lru_cache
 from typing import Any, Callable
 from urllib.parse import unquote
 
-from beeline.context import get_active, set_active
 from beeline.diagnostics import warn_of_exception
-from beeline.middleware.server_request import SERVER_SPAN_KEY, ServerRequest
+from beeline.middleware.server_request import SERVER_SPAN_KEY, ServerRequest, request_fields
 from beeline.middleware.server_span import ServerSpan, find_server_span, start_server_span
 from beeline.middleware.streaming import TracedSteps
-from beeline.scrubbing import mask_query
 from beeline.wrapping import call_original
 
 __all__ = ["HoneyWSGIMiddleware", "WSGIRequest"]
@@ -90,20 +88,17 @@ class WSGIRequest(ServerRequest):
     def request_context(self) -> dict[str, Any]:
         """Return the fields of the request's span."""
         get = self._environ.get
-        method = get("REQUEST_METHOD")
-        query = get("QUERY_STRING")
-        return {
-            "name": f"{self._name}_http_{method.lower()}" if method else f"{self._name}_http",
-            "type": "http_server",
-            "request.host": get("HTTP_HOST"),
-            "request.method": method,
-            "request.path": _text(get("PATH_INFO")),
-            "request.remote_addr": get("REMOTE_ADDR"),
-            "request.content_length": get("CONTENT_LENGTH") or 0,
-            "request.user_agent": get("HTTP_USER_AGENT"),
-            "request.scheme": get("wsgi.url_scheme"),
-            "request.query": mask_query(query) if query else query,
-        }
+        return request_fields(
+            self._name,
+            method=get("REQUEST_METHOD"),
+            scheme=get("wsgi.url_scheme"),
+            host=get("HTTP_HOST"),
+            path=_text(get("PATH_INFO")),
+            query=get("QUERY_STRING"),
+            remote_addr=get("REMOTE_ADDR"),
+            content_length=get("CONTENT_LENGTH"),
+            user_agent=get("HTTP_USER_AGENT"),
+        )
 
 
 def _text(path: Any) -> str | None:
@@ -139,18 +134,8 @@ class HoneyWSGIMiddleware:
         span = start_server_span(request, request.request_context)
         if span is None:
             return self.app(environ, start_response)
-        if span.has_hooks:
-            self.prepare_hooks(span)
-        outside = get_active()
         try:
-            try:  # as `with span` does, without its calls
-                set_active(span.span)
-                body = self.app(environ, self._recording(span, environ, start_response))
-            finally:
-                try:
-                    span.span = get_active()
-                finally:
-                    set_active(outside)
+            body = span.run(self.app, environ, self._recording(span, environ, start_response))
         except BaseException as error:
             try:
                 span.record_error(error)
@@ -172,8 +157,8 @@ class HoneyWSGIMiddleware:
         """Return the request of an environment."""
         return WSGIRequest(self._name, environ)
 
-    def prepare_hooks(self, span: ServerSpan) -> None:
-        """Prepare to capture the framework's context; called at the start if there are hooks."""
+    def prepare_hooks(self) -> None:
+        """Prepare to capture the context of a request that has hooks, before it is handled."""
 
     def late_fields(self, environ: Environ) -> dict[str, Any]:
         """Return the fields that are known once the framework has routed the request."""
@@ -193,6 +178,9 @@ class HoneyWSGIMiddleware:
         start_response: Callable[..., Any],
         inner: bool = False,
     ) -> Callable[..., Any]:
+        if span.has_hooks:
+            self.prepare_hooks()
+
         def start_recorded_response(status: str, *args: Any, **kwargs: Any) -> Any:
             if span.has_hooks:
                 try:
@@ -226,8 +214,7 @@ class TracedBody(TracedSteps):
         try:
             close = getattr(self._body, "close", None)
             if close is not None:
-                with self._span:
-                    close()
+                self._span.run(close)
         except BaseException as error:
             self._span.record_error(error)
             raise

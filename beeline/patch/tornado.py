@@ -80,10 +80,14 @@ class TornadoRequest(ServerRequest):
         """Return the fields of the request's span."""
         fields = request_fields(
             "tornado",
-            self,
-            self._request.remote_ip,
-            self.header("Content-Length"),
-            self.header("User-Agent"),
+            method=self.method(),
+            scheme=self.scheme(),
+            host=self.host(),
+            path=self.path(),
+            query=self.query(),
+            remote_addr=self._request.remote_ip,
+            content_length=self.header("Content-Length"),
+            user_agent=self.header("User-Agent"),
         )
         return {**fields, "tornado.handler": self._handler_class.__name__}
 

@@ -162,7 +162,7 @@ def test_events_leave_while_serving(
 
 
 @pytest.mark.parametrize("server", ["uvicorn", "hypercorn"])
-def test_requests_under_way_at_the_end(receiver: Receiver, tmp_path: Path, server: str) -> None:
+def test_requests_in_progress_at_sigterm(receiver: Receiver, tmp_path: Path, server: str) -> None:
     """A request in progress at SIGTERM is completed; its events arrive."""
     with serving(server, receiver, tmp_path, "starlette", 1) as running:
         host = urlsplit(running.url).netloc

@@ -130,7 +130,7 @@ class TestEnd:
         assert (done.returncode, done.stderr) == (0, "")
 
     @pytest.mark.parametrize("receiver_is", ["gone", "hanging"])
-    def test_nobody_answers(self, receiver: Receiver, receiver_is: str) -> None:
+    def test_server_is_down(self, receiver: Receiver, receiver_is: str) -> None:
         """If the server is down, the program's exit waits for a bounded time, here half a second;
         its status is its own."""
         if receiver_is == "gone":

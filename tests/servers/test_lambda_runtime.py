@@ -97,7 +97,7 @@ def function() -> Iterator[LambdaRuntime]:
         yield runtime
 
 
-def test_every_event_arrives_before_the_answer(receiver: Receiver) -> None:
+def test_every_event_arrives_before_the_response(receiver: Receiver) -> None:
     """Whatever happens to the process after its response, all its events have arrived; the first
     invocation alone is a cold start."""
     with run_lambda(receiver) as function:
@@ -186,7 +186,7 @@ def test_close_in_the_handler(receiver: Receiver) -> None:
     assert [event["name"] for event in first.arrived] == ["work"]
 
 
-def test_nobody_answers(receiver: Receiver) -> None:
+def test_server_is_down(receiver: Receiver) -> None:
     """If Honeycomb hangs, a response waits for a part of the remaining time; the events
     arrive with a later one."""
     receiver.always(Answer(hang=True))

@@ -107,7 +107,7 @@ def test_init_by_the_imported_module_of_a_job(receiver: Receiver, jobs: Jobs, na
 
 
 @pytest.mark.parametrize("place", ["before RQ is imported", "in the job"])
-def test_worker_in_a_program_of_its_own(receiver: Receiver, jobs: Jobs, place: str) -> None:
+def test_worker_in_a_separate_program(receiver: Receiver, jobs: Jobs, place: str) -> None:
     for number in range(5):
         jobs.enqueue("work", number)
     init = "beeline.init(send_frequency=60)" if place == "before RQ is imported" else ""
@@ -166,7 +166,7 @@ def test_server_that_hangs_delays_a_job_by_a_bound(
     assert log.count(lost) == 1, log
 
 
-def test_job_without_events_waits_for_nothing(receiver: Receiver, jobs: Jobs) -> None:
+def test_job_without_events_does_not_wait(receiver: Receiver, jobs: Jobs) -> None:
     receiver.always(Answer(hang=True))
     made = [jobs.enqueue("do_nothing") for _ in range(3)]
     log, _ = jobs.run(receiver)

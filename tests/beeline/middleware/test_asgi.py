@@ -921,7 +921,7 @@ class TestLifespan:
         ]
 
     @pytest.mark.parametrize("end", ["lifespan.shutdown.complete", "lifespan.shutdown.failed"])
-    def test_flush_before_the_server_hears(self, sent: Sent, end: str) -> None:
+    def test_flush_before_the_server_receives_the_end(self, sent: Sent, end: str) -> None:
         """The events have arrived before the server receives the lifespan's end, whatever it is."""
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -996,7 +996,7 @@ class TestLifespan:
             asyncio.run(lifespan.run(app))
         assert lifespan.received == []
 
-    def test_loop_goes_on(self, sent: Sent) -> None:
+    def test_loop_runs_while_the_flush_waits(self, sent: Sent) -> None:
         """While the flush waits for responses, other tasks run; also with all threads busy."""
         sent.receiver.order(Answer(hang=True))
         lifespan = Lifespan(sent)

@@ -141,7 +141,7 @@ class TestFields:
         assert {"app.event", "app.response"} & second.keys() == {"app.event"}
 
     @pytest.mark.parametrize("answer", [0, "", False, {}, []])
-    def test_false_answers(self, sent: Sent, answer: Any) -> None:
+    def test_falsy_responses(self, sent: Sent, answer: Any) -> None:
         """An answer is recorded as it is, however little it is; None is none."""
         beeline_wrapper(lambda event, context: answer)({}, None)
         beeline_wrapper(lambda event, context: None)({}, None)
@@ -501,7 +501,7 @@ class TestFlush:
     def arrived(self, sent: Sent) -> list[str]:
         return [event.data["name"] for event in sent.receiver.events]
 
-    def test_before_the_answer(self, sent: Sent) -> None:
+    def test_events_arrive_before_the_response(self, sent: Sent) -> None:
         """When the handler's answer is there, so are its events."""
         handler({}, Context())
         assert self.arrived(sent) == ["handler"]
@@ -520,7 +520,7 @@ class TestFlush:
             (60.0, Context(milliseconds=-500)),
         ],
     )
-    def test_nobody_answers(
+    def test_server_is_down(
         self, sent: Sent, monkeypatch: pytest.MonkeyPatch, bound: float, context: Any
     ) -> None:
         """If Honeycomb hangs, the response waits for the bound, or for less where there is less

@@ -284,7 +284,7 @@ class TestFailures:
         assert "syntax" in query["db.error"]
         assert "SELEC" in query["db.error"]
 
-    def test_reflection_of_what_is_missing(self, sent: Sent, engine: Engine) -> None:
+    def test_reflection_of_a_missing_table(self, sent: Sent, engine: Engine) -> None:
         """A failure that SQLAlchemy keeps to itself leaves no span open."""
         with beeline.tracer("work"):
             for _ in range(2):

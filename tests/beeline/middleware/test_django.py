@@ -1125,7 +1125,7 @@ class TestHooks:
         assert sent.one("django_http_get")["request.query"] == {"user": "ada"}
 
     @pytest.mark.parametrize("wrap", [None, HoneyWSGIMiddleware])
-    def test_what_the_view_has_set(self, sent: Sent, wrap: Any) -> None:
+    def test_variables_that_the_view_has_set(self, sent: Sent, wrap: Any) -> None:
         """They see the variables that the view has set."""
         sent.init(presend_hook=record_users)
         with serve_site(wrap=wrap or (lambda app: app)) as url:
@@ -1383,7 +1383,7 @@ class TestSetUp:
             fetch(f"{url}/hello/y/")
         assert sent.one("django_http_get")["request.path"] == "/hello/y/"
 
-    def test_twice(self, sent: Sent, serving: Serve) -> None:
+    def test_import_and_reload_install_the_patch_once(self, sent: Sent, serving: Serve) -> None:
         """The middleware given twice sends each request once."""
         with serving("HoneyMiddlewareHttp", "HoneyMiddleware") as url:
             fetch(f"{url}/hello/x/")

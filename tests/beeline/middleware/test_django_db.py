@@ -290,7 +290,7 @@ class TestFields:
         assert "db.query_args" not in query
         assert not any("Emma" in str(value) for value in query.values())
 
-    def test_what_postgresql_quotes(self, traced: Sent, postgresql: str) -> None:
+    def test_values_that_postgresql_quotes(self, traced: Sent, postgresql: str) -> None:
         """With parameters omitted, the lines in which PostgreSQL quotes a row are too."""
         traced.init(db_query_args=False)
         number = 10**8 + 7  # which no line of code in the traceback says

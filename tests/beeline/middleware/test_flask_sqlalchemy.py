@@ -393,7 +393,7 @@ class TestSecrets:
         ("database", "message"),
         [("postgresql", "duplicate key value violates"), ("mariadb", "Duplicate entry '***'")],
     )
-    def test_what_databases_quote(
+    def test_values_that_databases_quote(
         self, sent: Sent, make_shop: Callable[..., Shop], database: str, message: str
     ) -> None:
         """With parameters omitted, the values that a database's messages quote are too."""

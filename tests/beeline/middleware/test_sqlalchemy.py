@@ -137,7 +137,7 @@ class TestEngine:
         assert len(args) == 1001
         assert args[999:] == [["999"], "... 1500 more"]
 
-    def test_parameters_left_out(self, sent: Sent, engine: sqlalchemy.engine.Engine) -> None:
+    def test_parameters_can_be_excluded(self, sent: Sent, engine: sqlalchemy.engine.Engine) -> None:
         """`db_query_args=False` leaves parameters out, also of the text of an error."""
         sent.init(db_query_args=False)
         run(engine, "INSERT INTO book (title) VALUES (?)", ("secret",))

@@ -433,7 +433,7 @@ class TestStreaming:
         assert get_active() is None
         assert sent.names == ["wsgi_http_get"]
 
-    def test_body_that_is_closed_in_a_step_and_goes_on(self, sent: Sent) -> None:
+    def test_body_that_continues_after_it_is_closed_in_a_step(self, sent: Sent) -> None:
         """Spans left open are sent with it, also if the server does not close it."""
         bodies: list[Any] = []
 

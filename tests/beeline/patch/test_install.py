@@ -110,7 +110,7 @@ def test_subclass_and_base_are_patched_separately() -> None:
     assert call(derived) == "called!"
 
 
-def test_class_and_static_methods_stay_what_they_are() -> None:
+def test_class_and_static_methods_keep_their_kind() -> None:
     class Owner:
         @classmethod
         def of_class(cls) -> str:

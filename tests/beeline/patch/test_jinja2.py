@@ -327,7 +327,7 @@ class TestAsync:
 
 
 class TestInstallation:
-    def test_twice(self, sent: Sent) -> None:
+    def test_import_and_reload_install_the_patch_once(self, sent: Sent) -> None:
         """Imported again, even anew, the patch is installed once."""
         importlib.reload(beeline.patch.jinja2)
         del sys.modules["beeline.patch.jinja2"]
@@ -336,7 +336,7 @@ class TestInstallation:
             jinja2.Template("Hi").render()
         assert sent.names == [NAME, "work"]
 
-    def test_what_they_are(self) -> None:
+    def test_patched_methods_keep_name_and_kind(self) -> None:
         """A patched method keeps its name and its kind."""
         import inspect
 

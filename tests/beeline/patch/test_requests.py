@@ -92,7 +92,7 @@ class TestSpan:
         assert "request.error" not in sent.one("work")
 
     @pytest.mark.parametrize("url", ["nonsense", "http://", None, b"\xff://", "ftp://x/y", 7])
-    def test_what_is_no_url(self, sent: Sent, url: Any) -> None:
+    def test_invalid_url(self, sent: Sent, url: Any) -> None:
         """The caller gets `requests`' own error for a bad URL, traced or not."""
         with pytest.raises(Exception) as untraced:
             requests.get(url, timeout=9)
@@ -320,7 +320,9 @@ class TestRedirects:
         assert len(sent.events) == 2
 
     @pytest.mark.parametrize("first", ["allowed", "forbidden"])
-    def test_only_where_it_may(self, sent: Sent, upstream: Upstream, first: str) -> None:
+    def test_headers_only_for_allowed_hosts(
+        self, sent: Sent, upstream: Upstream, first: str
+    ) -> None:
         """On its way through redirects the header is on the hops to allowed hosts alone."""
         sent.init(propagate_to=["127.0.0.1"])
         allowed, forbidden = upstream.url, other_name(upstream.url)
@@ -451,7 +453,7 @@ class TestRequestsInsideRequests:
             f"{upstream.url}/path"
         }
 
-    def test_request_with_state_of_its_own(self, sent: Sent, upstream: Upstream) -> None:
+    def test_request_with_custom_state(self, sent: Sent, upstream: Upstream) -> None:
         """A subclass of PreparedRequest reaches its adapter as such, with its attributes."""
 
         class Signed(requests.PreparedRequest):
@@ -586,7 +588,7 @@ class TestInstalledByTheApplication:
 
 
 class TestInstallation:
-    def test_twice(self, sent: Sent, upstream: Upstream) -> None:
+    def test_import_and_reload_install_the_patch_once(self, sent: Sent, upstream: Upstream) -> None:
         """Imported again, even anew, the patch is installed once."""
         importlib.reload(beeline.patch.requests)
         for name in list(sys.modules):

@@ -233,7 +233,7 @@ class TestThread:
             run(Odd())
         assert parents(sent, "thread") == [None]
 
-    def test_context_of_its_own(self, sent: Sent) -> None:
+    def test_thread_with_its_own_context(self, sent: Sent) -> None:
         """A thread that is given a context runs in that one."""
         empty = Context()
         with beeline.tracer("root"):
@@ -619,7 +619,7 @@ beeline.close()
 
 
 class TestInstallation:
-    def test_twice(self, sent: Sent) -> None:
+    def test_import_and_reload_install_the_patch_once(self, sent: Sent) -> None:
         """Imported again, even anew, the patch is installed once."""
         start = vars(threading.Thread)["start"]
         importlib.reload(sys.modules["beeline.patch.threading"])
@@ -627,7 +627,7 @@ class TestInstallation:
         importlib.import_module("beeline.patch.threading")
         assert vars(threading.Thread)["start"] is start
 
-    def test_only_where_it_is_asked_for(self, receiver: Receiver) -> None:
+    def test_nothing_else_imports_the_patch(self, receiver: Receiver) -> None:
         """Nothing else of this library imports it."""
         program = """
 import sys, threading, beeline, beeline.patch.requests, beeline.patch.urllib, beeline.patch.jinja2

@@ -383,7 +383,7 @@ class TestErrors:
             (web.HTTPError(503), 503, True),
         ],
     )
-    def test_exceptions_that_answer(
+    def test_exceptions_that_are_responses(
         self, sent: Sent, error: Exception, status: int, is_failure: bool
     ) -> None:
         """`Finish`, and an `HTTPError` that refuses the request, are no errors of the handler's;
@@ -469,7 +469,7 @@ class TestErrors:
         assert root["request.error_detail"] == "disk gone"
         assert root["response.status_code"] == 200
 
-    def test_after_the_answer(self, sent: Sent) -> None:
+    def test_failure_after_the_response(self, sent: Sent) -> None:
         """A failure right after the response is recorded."""
 
         class Handler(web.RequestHandler):
@@ -709,7 +709,7 @@ class TestSpans:
         assert len(sent.trace_ids) == 1
         assert sent.events[-1]["response.status_code"] == 200
 
-    def test_work_after_the_answer(self, sent: Sent) -> None:
+    def test_work_after_the_response(self, sent: Sent) -> None:
         """The root is sent with the response; later work of its handler is still in the trace."""
         proceed = threading.Event()
 
@@ -808,7 +808,7 @@ class TestSpans:
 
 
 class TestEnds:
-    def test_answer_by_a_callback(self, sent: Sent) -> None:
+    def test_response_by_a_callback(self, sent: Sent) -> None:
         """A handler that leaves its answer to a callback is sent when that has finished it."""
 
         class Handler(web.RequestHandler):
@@ -828,7 +828,7 @@ class TestEnds:
         assert sent.one("tornado_http_get")["response.status_code"] == 202
         assert sent.one("tornado_http_get")["duration_ms"] >= 9
 
-    def test_answer_in_a_thread(self, sent: Sent) -> None:
+    def test_response_in_a_thread(self, sent: Sent) -> None:
         """A handler that is finished by a thread without a loop is sent with its status."""
         loop = asyncio.new_event_loop()  # one that only is there, or Tornado refuses
 
@@ -890,7 +890,7 @@ class TestEnds:
         assert sent.one("work").get("trace.parent_id") == root["trace.span_id"]
         assert len(sent.events) == 3
 
-    def test_client_that_leaves_before_the_answer(self, sent: Sent) -> None:
+    def test_client_that_disconnects_before_the_response(self, sent: Sent) -> None:
         """A request whose client leaves while a callback was to answer is sent, without status
         and with the spans of `on_connection_close`."""
         waiting, closed = threading.Event(), threading.Event()
@@ -1110,7 +1110,7 @@ class TestEnds:
         assert get(at(Handler)).body == b"once"
         assert sent.names == ["tornado_http_get"]
 
-    def test_answer_after_one_that_was_none(self, sent: Sent) -> None:
+    def test_response_after_a_failed_one(self, sent: Sent) -> None:
         """A `finish` that fails, because no body is allowed, ends nothing."""
 
         class Handler(web.RequestHandler):

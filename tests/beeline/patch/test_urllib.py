@@ -238,7 +238,7 @@ class TestUntouched:
         assert sent.names == ["work"]
 
     @pytest.mark.parametrize("url", ["nonsense", "", "gopher://x", None, b"http://x", 7])
-    def test_what_is_no_url(self, sent: Sent, url: Any) -> None:
+    def test_invalid_url(self, sent: Sent, url: Any) -> None:
         """The caller gets `urllib`'s own error for an invalid URL."""
         with pytest.raises(Exception) as untraced:
             urlopen(url)
@@ -287,7 +287,9 @@ class TestUntouched:
         assert sent.names == ["work"]
 
     @pytest.mark.parametrize("answer", [None, "text", 7])
-    def test_answer_that_is_none(self, sent: Sent, upstream: Upstream, answer: Any) -> None:
+    def test_response_that_is_no_response_object(
+        self, sent: Sent, upstream: Upstream, answer: Any
+    ) -> None:
         """A handler's return value is returned, even if it is no response."""
 
         class Own(urllib.request.BaseHandler):
@@ -336,7 +338,7 @@ class TestHeader:
         assert set(headers[traced:]) == {None}
         assert {asked["headers"]["x-mine"] for asked in upstream.asked} == {"1"}
 
-    def test_what_handlers_see(self, sent: Sent, upstream: Upstream) -> None:
+    def test_requests_that_handlers_see(self, sent: Sent, upstream: Upstream) -> None:
         """A request of a class of its own reaches the handlers as such, with its attributes."""
         seen = []
 
@@ -476,7 +478,7 @@ class TestRequestsOfOneCall:
         raised.value.close()
         assert sent.one("urllib_GET")["response.status_code"] == 500
 
-    def test_redirect_handler_of_its_own(self, sent: Sent, upstream: Upstream) -> None:
+    def test_custom_redirect_handler(self, sent: Sent, upstream: Upstream) -> None:
         """A redirect handler that makes its own requests makes them within the call."""
 
         class Own(urllib.request.HTTPRedirectHandler):
@@ -541,7 +543,7 @@ class TestRequestsOfOneCall:
         assert upstream.parents() == [first["trace.span_id"], None]
         assert second["response.status_code"] == 200
 
-    def test_opener_of_its_own(self, sent: Sent, upstream: Upstream) -> None:
+    def test_custom_opener(self, sent: Sent, upstream: Upstream) -> None:
         """An opener with an `open` of its own is traced once a call, its retries too."""
 
         class Retrying(OpenerDirector):
@@ -604,7 +606,7 @@ class TestInstalledByTheApplication:
 
 
 class TestInstallation:
-    def test_twice(self, sent: Sent, upstream: Upstream) -> None:
+    def test_import_and_reload_install_the_patch_once(self, sent: Sent, upstream: Upstream) -> None:
         """Imported again, even anew, the patch is installed once."""
         importlib.reload(beeline.patch.urllib)
         del sys.modules["beeline.patch.urllib"]
