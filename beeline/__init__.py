@@ -294,7 +294,7 @@ def traced(
     """
     decorators.check_name("beeline.traced", name)
     # Not a closure over `_GBL`: a traced function that is pickled by value would take it along.
-    return decorators.traced(partial(_open_span, name, trace_id, parent_id))
+    return decorators.traced(_open_span, name, trace_id, parent_id)
 
 
 def _open_span(name: str, trace_id: str | None, parent_id: str | None) -> SpanScope | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from functools import partial
 
 from beeline import propagation
 from beeline.context import get_current, set_active
@@ -268,7 +267,7 @@ class Beeline:
     ) -> Callable[[Any], Any]:
         """Return a decorator that gives each call of a function a span."""
         check_name("beeline.traced", name)
-        return traced(partial(self.tracer_impl, name, trace_id, parent_id))
+        return traced(self.tracer_impl, name, trace_id, parent_id)
 
     def traced_thread(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Carry the trace that is current here to the threads that run a function."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Any, Callable, TypeVar
 
     F = TypeVar("F", bound=Callable[..., Any])
+    Function = Callable[..., Any]
 
 
 # `beeline.tracer`, which the package sets: it opens a span with whichever Beeline there is then.
@@ -28,24 +29,24 @@ def check_name(call: str, name: object) -> None:
         raise TypeError(f'{call} needs the name of the span: write @{call}("{function}")')
 
 
-def traced(open_span: Callable[[], Any]) -> Callable[[F], F]:
-    """Return a decorator that runs each call inside what `open_span()` returns.
+def traced(open_span: Callable[..., Any], *arguments: Any) -> Callable[[F], F]:
+    """Return a decorator that runs each call inside what `open_span(*arguments)` returns.
 
     That is a context manager, or None for a call that is not traced. A generator's span lasts from
     its first step to its end, and is active only while the generator runs.
     """
-    return functools.partial(_decorate, open_span=open_span)
+    return functools.partial(_decorate, open_span=open_span, arguments=arguments)
 
 
-def _decorate(fn: Any, open_span: Callable[[], Any]) -> Any:
+def _decorate(fn: Any, open_span: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     if isinstance(fn, (staticmethod, classmethod)):
-        return type(fn)(_decorate(fn.__func__, open_span))
+        return type(fn)(_decorate(fn.__func__, open_span, arguments))
     make = {
         "coroutine function": _traced_coroutine,
         "async generator": _traced_async_generator,
         "generator": _traced_generator,
     }.get(_kind_of(fn), _traced_function)
-    return functools.update_wrapper(make(fn, open_span), fn)
+    return functools.update_wrapper(make(fn, open_span, *arguments), fn)
 
 
 def _kind_of(fn: Any) -> str:
@@ -72,10 +73,10 @@ def _is_marked_as_coroutine(fn: Any) -> bool:
     return marker is not None and getattr(fn, "_is_coroutine", None) is marker
 
 
-def _traced_function(fn: Callable[..., Any], open_span: Callable[[], Any]) -> Callable[..., Any]:
+def _traced_function(fn: Function, open_span: Function, *arguments: Any) -> Callable[..., Any]:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
-            scope = open_span()
+            scope = open_span(*arguments)
         except RecursionError:  # the function itself may need less room on the stack
             scope = None
         if scope is None:
@@ -86,9 +87,9 @@ def _traced_function(fn: Callable[..., Any], open_span: Callable[[], Any]) -> Ca
     return wrapper
 
 
-def _traced_coroutine(fn: Callable[..., Any], open_span: Callable[[], Any]) -> Callable[..., Any]:
+def _traced_coroutine(fn: Function, open_span: Function, *arguments: Any) -> Function:
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
-        scope = open_span()
+        scope = open_span(*arguments)
         if scope is None:
             return await fn(*args, **kwargs)
         with scope:
@@ -138,9 +139,9 @@ class _Suspended(SuspendedSpan):
             self.leave()
 
 
-def _traced_generator(fn: Callable[..., Any], open_span: Callable[[], Any]) -> Callable[..., Any]:
+def _traced_generator(fn: Function, open_span: Function, *arguments: Any) -> Callable[..., Any]:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        scope = open_span()
+        scope = open_span(*arguments)
         if scope is None:
             return (yield from fn(*args, **kwargs))
         suspended = _Suspended(scope)
@@ -178,11 +179,9 @@ def _traced_generator(fn: Callable[..., Any], open_span: Callable[[], Any]) -> C
     return wrapper
 
 
-def _traced_async_generator(
-    fn: Callable[..., Any], open_span: Callable[[], Any]
-) -> Callable[..., Any]:
+def _traced_async_generator(fn: Function, open_span: Function, *arguments: Any) -> Function:
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
-        suspended = _Suspended(open_span() or nullcontext())
+        suspended = _Suspended(open_span(*arguments) or nullcontext())
         try:
             suspended.start()
             generator = fn(*args, **kwargs)
@@ -228,10 +227,9 @@ class _CoroutineWithin(SuspendedSpan):
             super().__exit__()
 
 
-def _within(fn: Any, span: Any) -> Callable[[], SuspendedSpan]:
-    """Return what makes the context managers in which `span`, or none, is active for `fn`."""
-    kind = _CoroutineWithin if _kind_of(fn) == "coroutine function" else SuspendedSpan
-    return functools.partial(kind, span)
+def _within(fn: Any) -> type[SuspendedSpan]:
+    """Return the class of context managers in which another span is active for `fn`."""
+    return _CoroutineWithin if _kind_of(fn) == "coroutine function" else SuspendedSpan
 
 
 def traced_impl(
@@ -260,7 +258,7 @@ def traced_thread(fn: F) -> F:
     if isinstance(fn, (staticmethod, classmethod)):
         return type(fn)(traced_thread(fn.__func__))
     if _kind_of(fn) != "function":
-        return _decorate(fn, _within(fn, span))  # type: ignore[no-any-return]
+        return _decorate(fn, _within(fn), (span,))  # type: ignore[no-any-return]
     context = copy_context()
 
     @functools.wraps(fn)
@@ -272,4 +270,4 @@ def traced_thread(fn: F) -> F:
 
 def untraced(fn: F) -> F:
     """Run a function, a coroutine function or each step of a generator outside any trace."""
-    return _decorate(fn, _within(getattr(fn, "__func__", fn), None))  # type: ignore[no-any-return]
+    return _decorate(fn, _within(getattr(fn, "__func__", fn)), (None,))  # type: ignore[no-any-return]

@@ -26,7 +26,6 @@ span finishes it (`Tracer._leave_lost`).
 from __future__ import annotations
 
 import sys
-from functools import partial
 from time import perf_counter
 
 from beeline import decorators
@@ -114,8 +113,10 @@ class SpanScope:
     def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function traced as `beeline.traced` does, by whichever Beeline there is then."""
         decorators.check_name("beeline.tracer", self._name)
-        open_span = partial(decorators.process_tracer, self._name, self._trace_id, self._parent_id)
-        return decorators.traced(open_span)(fn)
+        decorate = decorators.traced(
+            decorators.process_tracer, self._name, self._trace_id, self._parent_id
+        )
+        return decorate(fn)
 
 
 # The references to an object that is only in an attribute, and to a function's argument.
