@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from functools import partial
 
 from beeline.version import VERSION
 
@@ -119,20 +118,20 @@ def init(
     - `service_name`: this application's name; else `HONEYCOMB_SERVICE` or `SERVICE_NAME`.
     - `tracer`: not used.
     - `sample_rate`: one trace in so many is kept.
-    - `api_host`: URL to send to; left out, `HONEYCOMB_API_ENDPOINT` or Honeycomb's US region.
+    - `api_host`: URL to send to; without it `HONEYCOMB_API_ENDPOINT`, or Honeycomb's US region.
     - `transmission_impl`: what carries events away, in place of a `Transmission`. If its attribute
       `needs_key` is False, as of `FileTransmission`, no key and no dataset are needed.
     - `sampler_hook(fields)`: returns whether to keep an event, and its sample rate.
     - `presend_hook(fields)`: edits the fields of an event before it is sent, or returns a dict that
       replaces them.
-    - `debug`: say on stderr what happens.
+    - `debug`: log what happens to stderr.
     - `enabled`: False checks the settings and makes nothing; `HONEYCOMB_DISABLED=true` likewise.
     - `http_trace_parser_hook(request)`, `http_trace_propagation_hook(context)`: read and make the
       headers that carry a trace between services.
     - `propagate_to`: hosts whose requests get these headers: names, `.suffix`, or a callable on
       the URL; None for all.
-    - `db_query_args`: False leaves the parameters of database queries out.
-    - `request_bodies`: False leaves the bodies of incoming requests out, where one is recorded.
+    - `db_query_args`: False omits the parameters of database queries.
+    - `request_bodies`: False omits the bodies of incoming requests.
     - `mask_urls`: False records URLs with user info and with secrets in their queries.
     - any setting of `libhoney.transmission.Transmission`: `max_concurrent_batches`,
       `max_batch_size`, `send_frequency`, `block_on_send`, `block_on_response`, `max_pending`,
@@ -184,9 +183,9 @@ def get_beeline() -> Beeline | None:
 
 
 def flush(timeout: float = 10.0) -> bool:
-    """Send what waits and wait for the answers at most `timeout` seconds.
+    """Send the queued events, and wait at most `timeout` seconds for their responses.
 
-    Return True when all was answered, and before `init`.
+    Return True if every event has its response, and before `init`.
     """
     return _GBL.flush(timeout) if _GBL is not None else True
 
@@ -194,7 +193,7 @@ def flush(timeout: float = 10.0) -> bool:
 def close(timeout: float = 10.0) -> bool:
     """Flush, then forget the Beeline: after this, every call does nothing.
 
-    Return True when all was answered in `timeout` seconds, and before `init`.
+    Return True if every event has its response in `timeout` seconds, and before `init`.
     """
     global _GBL, _is_off
     current, _GBL, _is_off = _GBL, None, False
@@ -225,14 +224,14 @@ def remove_context_field(name: str) -> None:
 
 
 def add_trace_field(name: str, value: Any) -> None:
-    """Add field `app.<name>` to the active span and to what follows in the trace, here and
+    """Add field `app.<name>` to the active span and to the later spans of its trace, here and
     downstream."""
     if _GBL is not None:
         _GBL.tracer_impl.add_trace_field(name, value)
 
 
 def remove_trace_field(name: str) -> None:
-    """Remove a trace field from the active span and from what follows in the trace."""
+    """Remove a trace field from the active span and from the later spans of its trace."""
     if _GBL is not None:
         _GBL.tracer_impl.remove_trace_field(name)
 
@@ -356,7 +355,7 @@ def _absent_span() -> Span | None:
 
 
 def finish_span(span: Span | None) -> None:
-    """Send a span with its `duration_ms`; None is left alone."""
+    """Send a span with its `duration_ms`; None is ignored."""
     if _GBL is not None:
         _GBL.tracer_impl.finish_span(span)
 
@@ -379,43 +378,43 @@ def http_trace_propagation_hook() -> dict[str, str] | None:
 
 
 def marshal_trace_context() -> str | None:
-    """Return the value of `X-Honeycomb-Trace` for the active span. Old: use
+    """Return the value of `X-Honeycomb-Trace` for the active span. Deprecated: use
     `http_trace_propagation_hook`."""
     return _GBL.tracer_impl.marshal_trace_context() if _GBL is not None else None
 
 
 def new_event(data: Mapping[str, Any] | None = None, trace_name: str = "") -> None:
-    """Start a span, or a trace where there is none. Old: use `tracer`."""
+    """Start a span, or a trace if there is none. Deprecated: use `tracer`."""
     if _GBL is not None:
         _GBL.new_event(data, trace_name)
 
 
 def send_event() -> None:
-    """Finish the active span. Old: use `finish_span`."""
+    """Finish the active span. Deprecated: use `finish_span`."""
     if _GBL is not None:
         _GBL.send_event()
 
 
 def send_all() -> None:
-    """Finish all open spans of the trace. Old: use `finish_trace`."""
+    """Finish all open spans of the trace. Deprecated: use `finish_trace`."""
     if _GBL is not None:
         _GBL.send_all()
 
 
 def send_now(data: Mapping[str, Any]) -> None:
-    """Send a lone event through the hooks. Old: use `get_beeline().client.new_event`."""
+    """Send a lone event through the hooks. Deprecated: use `get_beeline().client.new_event`."""
     if _GBL is not None:
         _GBL.send_now(data)
 
 
 def add_field(name: str, value: Any) -> None:
-    """Add a field to the active span. Old: use `add_context_field`."""
+    """Add a field to the active span. Deprecated: use `add_context_field`."""
     if _GBL is not None:
         _GBL.add_field(name, value)
 
 
 def add(data: Mapping[str, Any]) -> None:
-    """Add fields to the active span. Old: use `add_context`."""
+    """Add fields to the active span. Deprecated: use `add_context`."""
     if _GBL is not None:
         _GBL.add(data)
 

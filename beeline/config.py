@@ -72,7 +72,7 @@ def resolve(
     service_name = check_text("service_name", service_name) or (
         environment("HONEYCOMB_SERVICE") or environment("SERVICE_NAME") or ""
     )
-    if api_host is DEFAULT_API_HOST or not api_host:  # left out: another equal text is given
+    if api_host is DEFAULT_API_HOST or not api_host:  # omitted: another equal text is given
         api_host = environment("HONEYCOMB_API_ENDPOINT") or DEFAULT_API_HOST
     for name, hook in (hooks or {}).items():
         if hook is not None and not callable(hook):
@@ -95,7 +95,7 @@ def resolve(
 
 
 def disabled() -> bool:
-    """Tell whether the environment switches the Beeline off."""
+    """Return whether the environment switches the Beeline off."""
     return os.environ.get("HONEYCOMB_DISABLED", "").strip().lower() in ("true", "1", "yes", "on")
 
 
@@ -130,7 +130,7 @@ def _choose_names(settings: Settings, is_sent: bool) -> Settings:
 
 
 def host_filter(propagate_to: PropagateTo) -> Callable[[str], bool]:
-    """Return a function that tells whether requests to a URL get trace headers.
+    """Return a function that decides whether requests to a URL get trace headers.
 
     Raises ValueError naming the setting for anything but hosts, a callable or None.
     """

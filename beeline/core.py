@@ -209,7 +209,7 @@ class Beeline:
 
     @property
     def sampler_hook(self) -> SamplerHook | None:
-        """What decides on keeping an event."""
+        """The hook that decides on keeping an event."""
         return self.tracer_impl.sampler_hook
 
     @sampler_hook.setter
@@ -218,7 +218,7 @@ class Beeline:
 
     @property
     def presend_hook(self) -> PresendHook | None:
-        """What edits an event's fields before it is sent."""
+        """The hook that edits an event's fields before it is sent."""
         return self.tracer_impl.presend_hook
 
     @presend_hook.setter
@@ -227,7 +227,7 @@ class Beeline:
 
     @property
     def http_trace_parser_hook(self) -> ParserHook | None:
-        """What reads the trace context of incoming requests."""
+        """The hook that reads the trace context of incoming requests."""
         return self.tracer_impl.http_trace_parser_hook
 
     @http_trace_parser_hook.setter
@@ -236,7 +236,7 @@ class Beeline:
 
     @property
     def http_trace_propagation_hook(self) -> PropagationHook | None:
-        """What makes the headers of outgoing requests."""
+        """The hook that makes the headers of outgoing requests."""
         return self.tracer_impl.http_trace_propagation_hook
 
     @http_trace_propagation_hook.setter
@@ -249,17 +249,17 @@ class Beeline:
             log(self._logger, DEBUG, msg, *args, **kwargs)
 
     def add_field(self, name: str, value: Any) -> None:
-        """Add a field to the active span. Old: use `add_context_field`."""
+        """Add a field to the active span. Deprecated: use `add_context_field`."""
         self.tracer_impl.add_context_field(name, value)
 
     def add(self, data: Mapping[str, Any]) -> None:
-        """Add fields to the active span. Old: use `add_context`."""
+        """Add fields to the active span. Deprecated: use `add_context`."""
         self.tracer_impl.add_context(data)
 
     def tracer(
         self, name: str, trace_id: str | None = None, parent_id: str | None = None
     ) -> SpanScope:
-        """Return a context manager for a span, or for a new trace where there is none."""
+        """Return a context manager for a span, or for a new trace if there is none."""
         return self.tracer_impl(name, trace_id, parent_id)
 
     def traced(
@@ -274,7 +274,7 @@ class Beeline:
         return traced_thread(fn)
 
     def new_event(self, data: Mapping[str, Any] | None = None, trace_name: str = "") -> None:
-        """Start a span, or a trace where there is none. Old: use `tracer`."""
+        """Start a span, or a trace if there is none. Deprecated: use `tracer`."""
         context: dict[str, Any] = {}
         if data is not None:
             merge(context, data, "new_event")
@@ -286,13 +286,13 @@ class Beeline:
             self.tracer_impl.start_span(context)
 
     def send_event(self) -> None:
-        """Finish the active span. Old: use `finish_span`."""
+        """Finish the active span. Deprecated: use `finish_span`."""
         span = self.tracer_impl.get_active_span()
         if span is not None:
             self._finish(span)
 
     def send_all(self) -> None:
-        """Finish all open spans here, from the innermost out. Old: use `finish_trace`."""
+        """Finish all open spans here, from the innermost out. Deprecated: use `finish_trace`."""
         span = self.tracer_impl.get_active_span()
         previous: Any = None
         # A tracer of the application's own may leave a span active, or have other spans.
@@ -307,7 +307,7 @@ class Beeline:
             self.tracer_impl.finish_span(span)
 
     def send_now(self, data: Mapping[str, Any]) -> None:
-        """Send a lone event through the hooks. Old: use `client.new_event`."""
+        """Send a lone event through the hooks. Deprecated: use `client.new_event`."""
         event = self.client.new_event()
         merge(event.fields(), data, "send_now")
         self.tracer_impl.send_event(event)
@@ -317,12 +317,12 @@ class Beeline:
         return self.client.responses()
 
     def flush(self, timeout: float = 10.0) -> bool:
-        """Send what waits and wait at most `timeout` seconds; True when all was answered."""
+        """Send the queued events and wait for responses; True if all came in `timeout` seconds."""
         self.tracer_impl.run_postponed()
         return self.client.flush(timeout)
 
     def close(self, timeout: float = 10.0) -> bool:
-        """Flush, then end, and leave the active trace; True when all was answered in time."""
+        """Flush, then stop, and leave the active trace; True if all responses came in time."""
         set_active(None)
         self.tracer_impl.run_postponed()
         return self.client.close(timeout)
@@ -338,7 +338,7 @@ def _hostname() -> str:
 
 
 def _import_for_errors() -> None:
-    """Import what records an exception, samples or repairs an event: later that may be impossible.
+    """Import modules that exceptions, sampling and unusual values need: later that may fail.
 
     There may be no file descriptor left, another root directory, or the release's folder deleted.
     """

@@ -1,4 +1,4 @@
-"""What is left out of what is recorded: secrets in URLs, parameters of queries, the API key."""
+"""Removes secrets from recorded data: in URLs, parameters of queries, the API key."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def _last_frames(frames: TracebackType | None) -> TracebackType | None:
 
 
 def _is_secret(name: str) -> bool:
-    """Tell whether parameters of this name commonly hold a secret."""
+    """Return whether parameters of this name commonly hold a secret."""
     is_usual = type(name) is str and len(name) <= _MAX_KNOWN
     return _is_known_secret(name) if is_usual else _looks_secret(name)
 
@@ -191,7 +191,7 @@ def _mask_encoded(found: re.Match[str]) -> str:
 
 @contextmanager
 def _hiding_parameters(error: BaseException) -> Iterator[None]:
-    """Keep the parameters of a query out of SQLAlchemy's texts where settings say so."""
+    """Keep the parameters of a query out of SQLAlchemy's texts if the settings hide them."""
     sqlalchemy = sys.modules.get("sqlalchemy.exc")
     hidden: list[Any] = []
     if sqlalchemy is not None and _hides_parameters():
@@ -212,7 +212,7 @@ def _hiding_parameters(error: BaseException) -> Iterator[None]:
 
 
 def _without_details(text: str, error: BaseException) -> str:
-    """Take the values that databases quote out of a text, where settings hide parameters.
+    """Remove the values that databases quote from a text, if the settings hide parameters.
 
     Of PostgreSQL's messages the first line stays: the others quote a row, or the statement. Of
     MariaDB's and MySQL's what stands in quotes goes.
@@ -233,7 +233,7 @@ def _without_details(text: str, error: BaseException) -> str:
 
 
 def _without_key(text: str) -> str:
-    """Take our own key out of a text: a traceback quotes the line of code that names it."""
+    """Mask our own key in a text: a traceback quotes the line of code that names it."""
     settings = config.active
     key = settings.writekey if settings is not None else ""
     return text.replace(key, MASK) if len(key) >= _MIN_KEY_LENGTH else text
@@ -251,7 +251,7 @@ def _hides_parameters() -> bool:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Give an exception and all that it came from."""
+    """Yield an exception, its causes and contexts, and the members of groups."""
     seen: set[int] = set()
     waiting: list[Any] = [error]
     while waiting:

@@ -414,7 +414,7 @@ class Tracer(ActiveSpanFields, PropagationHooks):
         self._run_hooks_and_send(event, trace)
 
     def add_link(self, span: Span, context: PropagationContext) -> None:
-        """Send a link from a span to the span of another trace that `context` tells of."""
+        """Send a link from a span to the span of another trace, that of `context`."""
         trace = span.trace
         event = self._client.new_event(trace.fields)
         event._data.update(
