@@ -386,6 +386,12 @@ class NoopSpan:
 NOOP_SPAN = NoopSpan()
 
 
+def warn_of_span(where: str, span: object) -> None:
+    """Log that something else than a span was given, except a span of a disabled Beeline."""
+    if span is not NOOP_SPAN:
+        warn_once(LOGGER_NAME, where, "%s takes a span, not %s", where, type(span))
+
+
 class PushedSpan(Span):
     """An object of another tracer on a trace's stack: a parent, which its tracer sends."""
 

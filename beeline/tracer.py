@@ -23,7 +23,7 @@ from beeline.postponed import PostponedCalls
 from beeline.propagation.hooks import PropagationHooks, warn_of_parser_hook
 from beeline.propagation.upstream import take_over_fields
 from beeline.scope import SpanScope, is_lost
-from beeline.span import NOOP_SPAN, Span, Trace, stand_in
+from beeline.span import Span, Trace, stand_in, warn_of_span
 from libhoney import Client, Event
 from libhoney.internal import (
     DEBUG,
@@ -225,7 +225,7 @@ class Tracer(ActiveSpanFields, PropagationHooks):
                 if issubclass(type(span), Span):
                     remove_from_stack(span)  # finished elsewhere: here it ends now
                 else:
-                    _warn_of_span("finish_span", span)
+                    warn_of_span("finish_span", span)
                 return
             is_ending = True
             span.finished = True
@@ -359,7 +359,7 @@ class Tracer(ActiveSpanFields, PropagationHooks):
         if span is None:
             return
         if not issubclass(type(span), Span):  # not `isinstance`, which asks the object
-            _warn_of_span("finish_trace", span)
+            warn_of_span("finish_trace", span)
             return
         if span.finished:  # alone, by `finish_span`, or elsewhere
             if span._is_root:
@@ -493,12 +493,6 @@ class SynchronousTracer(Tracer):
 
 class AsyncioTracer(Tracer):
     """The tracer's name if `Beeline` is made inside a running event loop."""
-
-
-def _warn_of_span(where: str, span: object) -> None:
-    if span is NOOP_SPAN:  # of a Beeline that was switched off
-        return
-    warn_once(LOGGER_NAME, where, "%s takes a span, not %s", where, type(span))
 
 
 def _tracer_of_this_process() -> Callable[..., Any]:
