@@ -29,7 +29,7 @@ class Settings(NamedTuple):
     mask_urls: bool
     propagate_to: Callable[[str], bool]
     is_classic: bool
-    complaints: list[str]
+    warnings: list[str]
 
     def __repr__(self) -> str:
         """Show all but the key."""
@@ -58,7 +58,7 @@ def resolve(
 ) -> Settings:
     """Return settings from arguments and, where these are empty, the environment.
 
-    Their `complaints` say what is missing, other than a key for a transmission that needs none.
+    Their `warnings` say what is missing, other than a key for a transmission that needs none.
     Raises ValueError, naming the setting, for a value that cannot work.
     """
     environment = os.environ.get
@@ -89,7 +89,7 @@ def resolve(
         mask_urls=_choice("mask_urls", mask_urls),
         propagate_to=host_filter(propagate_to),
         is_classic=IsClassicKey(writekey),
-        complaints=[],
+        warnings=[],
     )
     return _choose_names(settings, needs_key(transmission_impl))
 
@@ -107,23 +107,23 @@ def _choice(name: str, value: Any) -> bool:
 
 
 def _choose_names(settings: Settings, is_sent: bool) -> Settings:
-    complain = settings.complaints.append
+    warn = settings.warnings.append
     service_name = settings.service_name
     if not settings.writekey and is_sent:
-        complain("no API key is set (writekey): nothing is sent to Honeycomb")
+        warn("no API key is set (writekey): nothing is sent to Honeycomb")
     if not service_name:
         service_name = f"unknown_service:{os.environ.get('PROCESS_EXECUTABLE_NAME') or 'python'}"
-        complain(f"no service name is set (service_name): it is {service_name}")
+        warn(f"no service name is set (service_name): it is {service_name}")
     dataset = settings.dataset
     if settings.is_classic:
         if settings.writekey and not dataset and is_sent:
-            complain("no dataset is set (dataset): nothing is sent to Honeycomb")
+            warn("no dataset is set (dataset): nothing is sent to Honeycomb")
     else:
         if dataset:
-            complain(f"dataset {dataset!r} is ignored: events go to the service's own")
+            warn(f"dataset {dataset!r} is ignored: events go to the service's own")
         dataset = service_name.strip()
         if dataset != service_name:
-            complain(f"service_name {service_name!r} has spaces around it: its dataset has not")
+            warn(f"service_name {service_name!r} has spaces around it: its dataset has not")
         if not dataset or dataset.startswith("unknown_service"):
             dataset = "unknown_service"
     return settings._replace(service_name=service_name, dataset=dataset)

@@ -160,8 +160,8 @@ class Beeline:
         )
         _import_for_errors()
         check_setting_names("Beeline()", transmission_settings)
-        for complaint in self.settings.complaints:
-            log(self._logger, ERROR, complaint)
+        for warning in self.settings.warnings:
+            log(self._logger, ERROR, warning)
         propagation.propagate_dataset = self.settings.is_classic
         self.client = Client(
             writekey=self.settings.writekey,

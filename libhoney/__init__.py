@@ -128,12 +128,15 @@ def send_now(data: Mapping[str, Any]) -> None:
 
 
 def flush(timeout: float = 10.0) -> bool:
-    """Send what waits and wait at most `timeout` seconds; True when all was answered."""
+    """Send the queued events and wait at most `timeout` seconds for the responses.
+
+    Return True when the server responded for all.
+    """
     client = _client()
     return client.flush(timeout) if client is not None else True
 
 
 def close(timeout: float = 10.0) -> bool:
-    """Flush, then forget the global client; True when all was answered in time."""
+    """Flush, then forget the global client; True when the server responded for all in time."""
     client, state.G_CLIENT = state.G_CLIENT, None
     return client.close(timeout) if client is not None else True

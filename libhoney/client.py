@@ -53,7 +53,7 @@ def __getattr__(name: str) -> Any:
 
 
 def IsClassicKey(key: str | None) -> bool:  # users know it by this name
-    """Tell whether a key belongs to Honeycomb Classic, where each event names its dataset.
+    """Return whether a key belongs to Honeycomb Classic, where each event names its dataset.
 
     No key counts as classic.
     """
@@ -159,7 +159,7 @@ class Client(Addressed):
             return dataset
         trimmed = dataset.strip()
         if trimmed != dataset:
-            log(self._logger, ERROR, "dataset %r has spaces around it: they are left out", dataset)
+            log(self._logger, ERROR, "dataset %r has spaces around it: they are ignored", dataset)
         if not trimmed:
             log(self._logger, ERROR, "no dataset is set: events go to unknown_dataset")
             return "unknown_dataset"
@@ -223,12 +223,12 @@ class Client(Addressed):
     def send(self, event: Event) -> None:
         """Hand the event to the transmission, unsampled.
 
-        An event without fields, key, dataset or API host is not sent; its response says so. A
-        transmission that needs no key gets every event with fields.
+        An event without fields, key, dataset or API host is not sent; its response has the
+        reason. A transmission that needs no key gets every event with fields.
         """
         try:
             to = event._to
-        except AttributeError:  # an event of the user's own kind
+        except AttributeError:  # a user-defined event
             to = event.api_host, event.writekey, event.dataset
         if event._data and ((to[0] and to[1] and to[2]) or not needs_key(self.xmit)):
             try:
@@ -296,14 +296,17 @@ class Client(Addressed):
         transmission.report_dropped(self.xmit, self._responses, event.metadata, reason)
 
     def flush(self, timeout: float = 10.0) -> bool:
-        """Send what waits and wait for the answers, at most `timeout` seconds.
+        """Send the queued events and wait for the responses, at most `timeout` seconds.
 
-        Return True when all was answered.
+        Return True when the server responded for all.
         """
         return self._finish("flush", timeout)
 
     def close(self, timeout: float = 10.0) -> bool:
-        """Flush, then stop the transmission. Return True when all was answered in time."""
+        """Flush, then stop the transmission.
+
+        Return True when the server responded for all in time.
+        """
         return self._finish("close", timeout)
 
     def _finish(self, verb: str, timeout: float) -> bool:

@@ -136,12 +136,12 @@ class FieldHolder:
         merge(self._data, data)
 
     def is_empty(self) -> bool:
-        """Tell whether there is no fixed field."""
+        """Return whether there is no fixed field."""
         return not self._data
 
 
 def merge(fields: dict[str, Any], data: Any) -> None:
-    """Add a user's mapping to fields; where it raises, leave the rest out and say so in the log.
+    """Add a user-defined mapping to fields; if it raises, omit the rest and log a warning.
 
     Raises TypeError unless `data` is a mapping.
     """
@@ -158,7 +158,7 @@ def merge(fields: dict[str, Any], data: Any) -> None:
     except Exception as error:
         if is_interrupt(error):
             raise
-        warn_once("honeycomb-sdk", "add", "fields are left out: %s raised", type(data))
+        warn_once("honeycomb-sdk", "add", "fields are omitted: %s raised", type(data))
 
 
 def merge_given(fields: dict[str, Any], data: Any) -> None:
@@ -174,5 +174,5 @@ def merge_given(fields: dict[str, Any], data: Any) -> None:
 
 
 def warn_of_name(name: object) -> None:
-    """Say in the log that a field is left out, for its name or its function has no hash."""
-    warn_once("honeycomb-sdk", "name", "a field is left out: %s has no hash", type(name))
+    """Log that a field is omitted, since its name or its function has no hash."""
+    warn_once("honeycomb-sdk", "name", "a field is omitted: %s has no hash", type(name))

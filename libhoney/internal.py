@@ -100,17 +100,17 @@ def warn_once(
 def warn_of_trouble(
     logger: logging.Logger, kind: object, message: Callable[[], str], exc_info: bool = False
 ) -> bool:
-    """Log a warning, at most once a minute for each kind, with how many were left out since.
+    """Log a warning, at most once a minute for each kind, with how many were omitted since.
 
     Return whether it was logged. Never raise, whatever a handler or filter does.
     """
     now = monotonic()
-    last, left_out = _troubles.get(kind, (-WARNING_INTERVAL, 0))
+    last, omitted = _troubles.get(kind, (-WARNING_INTERVAL, 0))
     if now - last < WARNING_INTERVAL:
-        _troubles[kind] = (last, left_out + 1)
+        _troubles[kind] = (last, omitted + 1)
         return False
     _troubles[kind] = (now, 0)
-    more = f" ({left_out} more such warnings were left out)" if left_out else ""
+    more = f" ({omitted} more such warnings were omitted)" if omitted else ""
     try:
         text = message()
     except Exception as error:  # it may look at user-defined values
@@ -192,7 +192,7 @@ def describe(**parts: object) -> str:
 
 
 def json_default_handler(value: Any) -> str:
-    """Return the text sent for a value that JSON has no form for."""
+    """Return the text sent for a value that JSON cannot represent."""
     try:
         return str.__str__(str(value))  # `str` passes a subclass on
     except Exception as error:

@@ -25,10 +25,13 @@ class BaseTransmission(Protocol):
         """Be ready for events."""
 
     def send(self, event: Any) -> None:
-        """Take an event as it is now. Never raise, and wait only where settings say so."""
+        """Enqueue an event as it is now. Never raise, and wait only if the settings ask for it."""
 
     def flush(self, timeout: float = 10.0) -> bool:
-        """Deliver what was sent before this call; True when all was answered in time (seconds)."""
+        """Deliver what was sent before this call, within `timeout` seconds.
+
+        Return True when the server responded for all in time.
+        """
 
     def close(self, timeout: float = 10.0) -> bool:
         """Flush, then end; put None on the response queue."""
@@ -40,7 +43,10 @@ class BaseTransmission(Protocol):
 def response(
     status_code: int, duration: float, metadata: Any, body: str = "", error: str | None = None
 ) -> Response:
-    """Return what is told of one event; `status_code` 0 where no answer came, `duration` in ms."""
+    """Return the response for one event.
+
+    `status_code` is 0 if the server gave none; `duration` is in milliseconds.
+    """
     return {
         "status_code": status_code,
         "duration": duration,
@@ -90,7 +96,7 @@ class ResponseQueue(_Queue):
                 self.not_empty.notify()
 
     def has_room(self) -> bool:
-        """Tell whether `offer` would put anything; may be out of date at once."""
+        """Return whether `offer` would put anything; may be out of date at once."""
         return not self.full()
 
     def lift_bound(self) -> None:

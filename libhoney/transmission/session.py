@@ -1,7 +1,7 @@
-"""A session of `requests` whose answers come by a deadline, and that tells when a request has left.
+"""A session of `requests` with deadlines for responses, which knows when a request was sent.
 
-It is for proxies and tests' doubles, which `direct` leaves to it. `requests` bounds each read of an
-answer, so that one which trickles has no end.
+It is for proxies and test doubles, which `direct` leaves to it. `requests` limits the time of each
+read alone, so that a response that trickles would never end.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Session:
     def post(
         self, url: str, headers: Mapping[str, str], body: bytes, current: direct.Exchange
     ) -> tuple[int, Mapping[str, str], bytes]:
-        """Return an answer's status, headers and body; raise what `requests` raises."""
+        """Return a response's status, headers and body; raise what `requests` raises."""
         direct.exchange.set(current)
         try:
             return self._post_once(url, headers, body, current)

@@ -229,7 +229,7 @@ def test_each_kind_of_failure_is_logged_at_most_once_a_minute(
     receiver.order(Answer(status=504))
     send(client, "two")
     assert client.flush()
-    assert "(2 more such warnings were left out)" in messages.rest()[0]
+    assert "(2 more such warnings were omitted)" in messages.rest()[0]
 
 
 # Recovery
