@@ -31,7 +31,10 @@ from libhoney.internal import (
     warn_of_trouble,
     warn_once,
 )
-from libhoney.transmission import lifecycle
+from libhoney.process.deadline import Deadline
+from libhoney.process.exit import check_exit_timeout, note_success
+from libhoney.process.fork import run_each
+from libhoney.process.registration import register, unregister
 from libhoney.transmission.attributes import (
     PublicAttributes,
     check_count,
@@ -49,7 +52,6 @@ from libhoney.transmission.encoding import (
     loads,
     was_cut_down,
 )
-from libhoney.transmission.lifecycle import Deadline
 from libhoney.transmission.messages import without_key
 from libhoney.version import VERSION
 
@@ -124,7 +126,7 @@ class QueuedTransmission(PublicAttributes):
             check_count("max_pending", max_pending, 1)
         self._logger = get_logger("honeycomb-sdk", debug)
         self._debug = debug
-        self.exit_timeout = lifecycle.check_exit_timeout(exit_timeout)
+        self.exit_timeout = check_exit_timeout(exit_timeout)
         self._max_concurrent_batches = max_concurrent_batches
         self._max_batch_size = max_batch_size
         self._max_pending = max_pending
@@ -210,7 +212,7 @@ class QueuedTransmission(PublicAttributes):
         """Be ready for events, also after `close`."""
         self._closed = self._ended = False
         self._responses.begin()
-        lifecycle.register(self)
+        register(self)
 
     def get_response_queue(self) -> queue.Queue[Any]:
         """Return the queue of responses; None on it says that the transmission closed."""
@@ -423,7 +425,7 @@ class QueuedTransmission(PublicAttributes):
 
     def after_fork(self) -> None:
         """Start afresh in a forked child; what waited is the parent's to send."""
-        lifecycle.run_each([self._make_state, self._responses.reset])
+        run_each([self._make_state, self._responses.reset])
 
     def _headers(self, batch: Batch) -> dict[str, str]:
         headers = {
@@ -542,7 +544,7 @@ class QueuedTransmission(PublicAttributes):
     ) -> None:
         """Log how a request ended, before `_conclude`; see `DeliveryLog.log_attempt`."""
         if error is None and status in (200, 202):
-            lifecycle.note_success()
+            note_success()
         if delivery.batch in self._deliveries:  # else `give_up` has logged it
             self._log.log_attempt(delivery, delay, status, error)
 
@@ -659,7 +661,7 @@ class QueuedTransmission(PublicAttributes):
                     self._settled.wait(deadline - monotonic())
         finally:
             self._act(for_all=True)
-            lifecycle.unregister(self)
+            unregister(self)
             self._responses.end()
 
 

@@ -10,10 +10,12 @@ from typing import Any
 
 from libhoney.clock import monotonic
 from libhoney.internal import is_from_outside, is_interrupt
-from libhoney.transmission import lifecycle
+from libhoney.process.deadline import Deadline
+from libhoney.process.fork import ImportGuard, run_each
+from libhoney.process.subinterpreters import check_threads, join_threads
+from libhoney.process.threads import can_start_threads, start_thread
 from libhoney.transmission.batching import Batch
 from libhoney.transmission.delivery import Delivery
-from libhoney.transmission.lifecycle import Deadline
 from libhoney.transmission.queued import (
     HTTP_TIMEOUT,
     SLOW_REQUEST_SECONDS,
@@ -59,7 +61,7 @@ class Transmission(QueuedTransmission):
     def after_fork(self) -> None:
         """Start afresh in a forked child; what waited is the parent's to send."""
         steps = [self._end_greenlets, self._poster.after_fork, super().after_fork]
-        lifecycle.run_each(steps)
+        run_each(steps)
 
     def _end_greenlets(self) -> None:
         """End the parent's senders in a forked child: unlike threads, greenlets are copied too.
@@ -77,7 +79,7 @@ class Transmission(QueuedTransmission):
 
         Raises RuntimeError in a sub-interpreter that allows no daemon threads.
         """
-        lifecycle.check_threads()
+        check_threads()
         super().start()
 
     @property
@@ -148,7 +150,7 @@ class Transmission(QueuedTransmission):
         with self._lock:
             self._wake.notify_all()
             threads = list(self._threads)
-        lifecycle.end_threads(threads, max(deadline, monotonic() + 0.1))
+        join_threads(threads, max(deadline, monotonic() + 0.1))
         self._poster.close()
         return answered
 
@@ -161,7 +163,7 @@ class Transmission(QueuedTransmission):
     def _add_thread(self) -> None:
         """Make one more thread, if there may be one. Called with the lock held."""
         number = len(self._threads) + 1
-        if number > self._max_concurrent_batches or not lifecycle.threads_may_start():
+        if number > self._max_concurrent_batches or not can_start_threads():
             return
         try:
             # In a context of its own: a trace that is active here is not for our own requests.
@@ -185,7 +187,7 @@ class Transmission(QueuedTransmission):
             except IndexError:  # another was quicker
                 return
             try:
-                lifecycle.start_thread(thread)
+                start_thread(thread)
             except BaseException as error:
                 with self._lock:
                     self._threads.discard(thread)
@@ -201,7 +203,7 @@ class Transmission(QueuedTransmission):
         super()._mend()
 
     def _may_wait(self) -> bool:
-        return threading.current_thread() not in self._threads and lifecycle.threads_may_start()
+        return threading.current_thread() not in self._threads and can_start_threads()
 
     def _run(self) -> None:
         lock = self._lock
@@ -464,7 +466,7 @@ def _ready_gevent() -> None:
 
 
 def _import_direct() -> Any:
-    with lifecycle.ImportGuard():
+    with ImportGuard():
         # What would else be imported while a host is looked up; by PyPy also `ascii`.
         import encodings.ascii
         import encodings.idna  # noqa: F401
@@ -474,7 +476,7 @@ def _import_direct() -> Any:
 
 
 def _import_session() -> Any:
-    with lifecycle.ImportGuard():
+    with ImportGuard():
         import encodings.ascii  # noqa: F401
 
         from libhoney.transmission import session
@@ -482,6 +484,6 @@ def _import_session() -> Any:
 
 
 def _import_user_session() -> Any:
-    with lifecycle.ImportGuard():
+    with ImportGuard():
         from libhoney.transmission import user_session
     return user_session

@@ -27,11 +27,11 @@ from tornado.util import TimeoutError as TornadoTimeoutError
 from libhoney._cpython import reentrant_lock
 from libhoney.clock import monotonic
 from libhoney.internal import is_interrupt, warn_once
-from libhoney.transmission import lifecycle
+from libhoney.process.deadline import Deadline
+from libhoney.process.threads import start_thread
 from libhoney.transmission.base import Response
 from libhoney.transmission.batching import Batch
 from libhoney.transmission.delivery import MAX_ANSWER_BYTES, Delivery
-from libhoney.transmission.lifecycle import Deadline
 from libhoney.transmission.queued import (
     HTTP_TIMEOUT,
     SLOW_REQUEST_SECONDS,
@@ -268,7 +268,7 @@ class TornadoTransmission(QueuedTransmission):
         else:
             try:
                 thread = threading.Thread(target=deliver, name="honeycomb-flush", daemon=True)
-                lifecycle.start_thread(thread)
+                start_thread(thread)
             except RuntimeError as error:  # no more threads
                 failures.append(error)
             else:
