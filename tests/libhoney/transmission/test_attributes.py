@@ -12,7 +12,7 @@ import pytest
 
 from libhoney.transmission import TornadoTransmission, Transmission
 from tests.libhoney.conftest import MakeClient
-from tests.libhoney.support import answer_to, answers, batch_sizes, send
+from tests.libhoney.support import all_responses, answer_to, batch_sizes, send
 from tests.receiver import Answer, Receiver
 
 Kind = Callable[..., Any]
@@ -92,7 +92,7 @@ def test_block_on_send_that_is_set_holds(receiver: Receiver, make_client: MakeCl
     receiver.release()
     assert done.wait(10)
     assert client.flush()
-    assert sorted(one["metadata"] for one in answers(client)) == [1, 2, 3]
+    assert sorted(one["metadata"] for one in all_responses(client)) == [1, 2, 3]
 
 
 def test_block_on_response_that_is_set_holds(receiver: Receiver, make_client: MakeClient) -> None:

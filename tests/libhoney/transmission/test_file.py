@@ -73,7 +73,7 @@ def test_flush_and_close_leave_the_stream_open(tmp_path: Path) -> None:
 def test_stream_that_fails_is_reported_and_never_raises(
     caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    """An event that is not written has a response; the log says so once."""
+    """An event that is not written has a response; one warning is logged."""
     with (tmp_path / "events").open("w") as output:
         some = client(output)
     for _ in range(2):

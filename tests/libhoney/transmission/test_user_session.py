@@ -16,7 +16,7 @@ from requests.adapters import HTTPAdapter
 import libhoney
 from libhoney.transmission import Transmission, delivery, retry
 from tests.libhoney.conftest import KEY, MakeClient, RunProgram
-from tests.libhoney.support import answer_to, answers, send
+from tests.libhoney.support import all_responses, answer_to, send
 from tests.receiver import Answer, Receiver
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
@@ -41,7 +41,7 @@ def test_headers_are_sent_with_each_batch(receiver: Receiver, make_client: MakeC
         assert "libhoney-py/" in request.headers["User-Agent"]
         assert "shop/1" in request.headers["User-Agent"]
     assert json.loads(gzip.decompress(receiver.requests[0].body))[0]["data"] == {"name": "one"}
-    assert {one["status_code"] for one in answers(client)} == {202}
+    assert {one["status_code"] for one in all_responses(client)} == {202}
 
 
 def test_user_agent_of_the_application(receiver: Receiver, make_client: MakeClient) -> None:
@@ -124,7 +124,7 @@ def test_retries_and_their_responses(receiver: Receiver, make_client: MakeClient
     for name in ("retried", "refused"):
         send(client, name)
         assert client.flush()
-    assert [(one["status_code"], one["body"]) for one in answers(client)] == [
+    assert [(one["status_code"], one["body"]) for one in all_responses(client)] == [
         (202, ""),
         (400, "no"),
     ]
@@ -140,7 +140,7 @@ def test_retries_and_their_responses(receiver: Receiver, make_client: MakeClient
 def test_event_that_may_have_arrived_is_repeated_once(
     receiver: Receiver, make_client: MakeClient, is_ours: bool
 ) -> None:
-    """Also where an adapter of the application does not tell whether a request has left."""
+    """Also if an adapter of the application does not report whether a request was sent."""
     client = make_client()
     if not is_ours:
         client.xmit.session.mount("http://", HTTPAdapter())
