@@ -1,4 +1,9 @@
-"""An old import path. Replacing one of these names here, as tests do, changes nothing elsewhere."""
+"""An old import path, which only re-exports."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
 
 from beeline.decorators import traced_impl
 from beeline.ids import SPAN_ID_BYTES, TRACE_ID_BYTES, generate_span_id, generate_trace_id
@@ -25,3 +30,25 @@ __all__ = [
     "traced_impl",
     "unmarshal_trace_context",
 ]
+
+# The modules that call a function, and its name there.
+_CALLERS = {
+    "_should_sample": (("beeline.span", "should_sample"),),
+    "generate_span_id": (
+        ("beeline.ids", "generate_span_id"),
+        ("beeline.tracer", "generate_span_id"),
+    ),
+    "generate_trace_id": (("beeline.tracer", "generate_trace_id"),),
+}
+
+
+class _OldPath(ModuleType):
+    """Lets applications and their tests replace ids and sampling here, as in earlier releases."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        for module, its_name in _CALLERS.get(name, ()):
+            setattr(sys.modules[module], its_name, value)
+
+
+sys.modules[__name__].__class__ = _OldPath

@@ -16,6 +16,7 @@ from typing import Any, Callable
 import flask
 from werkzeug.wsgi import ClosingIterator
 
+import beeline  # noqa: F401  a name that applications and their tests use
 from beeline.diagnostics import warn_of_exception
 from beeline.middleware import sqlalchemy, wsgi
 from beeline.middleware.server_request import SERVER_SPAN_KEY

@@ -11,6 +11,8 @@ import threading
 from contextvars import Context
 from typing import Any, Callable
 
+from wrapt import wrap_function_wrapper  # noqa: F401  a name of earlier releases
+
 import beeline
 from beeline.context import SuspendedSpan, get_active
 from beeline.diagnostics import warn_of_exception

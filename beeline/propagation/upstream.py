@@ -1,9 +1,9 @@
 """Trace fields that an upstream service sends: which of them become fields of spans here.
 
 Anybody may send the header. So its fields never replace what this service says of itself: names
-that spans here set themselves, at times, are reserved. The tracer's are reserved here; each module
-that sets others reserves them when it is imported, before its first span. A service that never
-imports it does not set them, so there an upstream may.
+that spans set themselves, at times, are reserved. Those of this library are reserved from the
+start: a service may import a patch after the header was read, or set such a field itself. A module
+that sets others reserves them when it is imported.
 """
 
 from __future__ import annotations
@@ -22,6 +22,15 @@ _RESERVED_PREFIXES = ("trace.", "meta.", "service", "rollup.")
 _reserved = {
     *("name", "type", "duration_ms", "parser_hook_error"),
     *("app.exception_type", "app.exception_string", "app.exception_stacktrace"),
+    *("request.content_length", "request.error", "request.error_detail"),
+    *("request.error_type", "request.host", "request.method", "request.path"),
+    *("request.post", "request.query", "request.remote_addr", "request.route"),
+    *("request.scheme", "request.secure", "request.uri", "request.url"),
+    *("request.user_agent", "request.xhr"),
+    *("response.content_length", "response.content_type", "response.status_code"),
+    *("db.call_count", "db.duration", "db.error", "db.error_detail", "db.last_insert_id"),
+    *("db.query", "db.query_args", "db.rows_affected", "db.total_duration"),
+    *("bottle.route", "django.view_func", "template.name", "tornado.handler"),
 }
 
 

@@ -290,3 +290,51 @@ def test_span_keeps_its_surface(app: Any) -> None:
     fields = app.one("child")
     assert (fields["a"], fields["c"]) == (1, 3)
     assert "b" not in fields
+
+
+def test_ids_and_sampling_can_be_replaced_in_the_old_module(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Applications and their tests replace them in `beeline.trace`."""
+    beeline.init(writekey="k" * 32, service_name="shop", api_host=receiver.url, sample_rate=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("beeline.trace.generate_trace_id", lambda: "their trace")
+        patch.setattr("beeline.trace._should_sample", lambda trace_id, rate: True)
+        with beeline.tracer("kept"):
+            pass
+        patch.setattr("beeline.trace._should_sample", lambda trace_id, rate: False)
+        with beeline.tracer("dropped"):
+            pass
+    with beeline.tracer("own") as span:
+        assert span.trace_id != "their trace"
+        assert span.trace.is_sampled(1)
+    assert beeline.flush()
+    kept, *others = receiver.events
+    assert (kept.data["name"], kept.data["trace.trace_id"]) == ("kept", "their trace")
+    assert "dropped" not in {event.data["name"] for event in others}
+
+
+def test_upstream_sets_no_field_of_an_integration_that_is_not_imported(receiver: Receiver) -> None:
+    """The integration may be imported later, or the application may set such a field itself."""
+    program = """
+import sys
+import beeline
+from beeline.propagation import DictRequest, PropagationContext
+from beeline.propagation.honeycomb import marshal_propagation_context
+
+beeline.init(writekey="k" * 32, service_name="shop")
+names = ("db.query", "request.error", "response.content_type", "template.name", "bottle.route")
+fields = {**dict.fromkeys(names, "theirs"), "user": 1}
+header = marshal_propagation_context(PropagationContext("trace", "parent", fields))
+tracer = beeline.get_beeline().tracer_impl
+assert "beeline.patch.jinja2" not in sys.modules
+request = DictRequest({"X-Honeycomb-Trace": header})
+span = tracer.propagate_and_start_trace({"name": "root"}, request)
+tracer.finish_trace(span)
+beeline.close()
+"""
+    done = run_program(receiver, program)
+    assert done.returncode == 0, done.stderr
+    (root,) = receiver.events
+    assert root.data["user"] == 1
+    assert "theirs" not in root.data.values()
