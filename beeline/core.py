@@ -42,11 +42,11 @@ USER_AGENT_ADDITION = f"beeline-python/{VERSION}"
 
 def check_setting_names(call: str, settings: dict[str, Any]) -> None:
     """Raise TypeError for a setting that neither `Beeline` nor its transmission has."""
-    from libhoney.transmission.queued import QueuedTransmission
+    from libhoney.transmission.buffered import BufferedTransmission
 
     if "user_agent_addition" in settings:
         raise TypeError("user_agent_addition is the Beeline's own: libhoney.Client takes one")
-    known = {*setting_names(Beeline), *setting_names(QueuedTransmission)}
+    known = {*setting_names(Beeline), *setting_names(BufferedTransmission)}
     internal.check_setting_names(call, settings, known - {"user_agent_addition"})
 
 
@@ -92,7 +92,7 @@ def _differs(value: Any, other: Any) -> bool:
 def check_settings(settings: dict[str, Any]) -> None:
     """Raise ValueError, naming the setting, for what `Beeline` would refuse; make nothing."""
     from beeline import config
-    from libhoney.transmission.queued import QueuedTransmission
+    from libhoney.transmission.buffered import BufferedTransmission
 
     others = dict(settings)
     hooks = {name: others.pop(name) for name in settings if name.endswith("_hook")}
@@ -100,7 +100,7 @@ def check_settings(settings: dict[str, Any]) -> None:
         name: others.pop(name) for name in config.resolve.__kwdefaults__ or () if name in others
     }
     config.resolve(hooks=hooks, **ours)
-    QueuedTransmission(**others)
+    BufferedTransmission(**others)
 
 
 class Beeline:

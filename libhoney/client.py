@@ -72,9 +72,11 @@ def IsClassicKey(key: str | None) -> bool:  # users know it by this name
 
 def check_settings(call: str, settings: Iterable[str]) -> None:
     """Raise TypeError for a setting that neither `Client` nor its transmission has."""
-    from libhoney.transmission.queued import QueuedTransmission  # `Transmission` may be replaced
+    from libhoney.transmission.buffered import (
+        BufferedTransmission,  # `Transmission` may be replaced
+    )
 
-    known = {*setting_names(Client), *setting_names(QueuedTransmission)}
+    known = {*setting_names(Client), *setting_names(BufferedTransmission)}
     check_setting_names(call, settings, known)
 
 

@@ -18,8 +18,8 @@ from typical import ELEVEN, FIVE, blocks, report
 import beeline
 from beeline.context import set_active
 from libhoney.transmission import encoding
-from libhoney.transmission.batching import MAX_BATCH_EVENTS, MAX_INTAKE
-from libhoney.transmission.delivery import Delivery
+from libhoney.transmission.batch import MAX_BATCH_EVENTS, pack_by_destination
+from libhoney.transmission.event_queue import CHUNK_EVENTS
 from libhoney.transmission.threaded import Transmission
 
 COUNT = 20_000
@@ -29,9 +29,10 @@ BATCHES = 40
 class Kept(Transmission):
     """Takes events into batches, and keeps none."""
 
-    def _notify(self):
-        self._batcher._ready.clear()
-        self._batcher.pending = self._batcher.pending_bytes = 0
+    def _wake(self):
+        self._move_events()
+        self._core.give_up()
+        self._queue.release(self._queue.count, self._queue.size)
 
     def flush(self, timeout=10.0):
         return True
@@ -107,27 +108,16 @@ def event_parts(url):
     types = ns(lambda: encoding._are_scalars(map(type, data.values())))
     dumped = ns(lambda: orjson.dumps(data))
     encoded = ns(lambda: encoding.encode(event))
-    items = [encoding.encode(event) for event in events[:MAX_INTAKE]]
-    packed = ns(lambda: encoding.pack(items), COUNT // MAX_INTAKE) / MAX_INTAKE
+    items = [encoding.encode(event) for event in events[:CHUNK_EVENTS]]
+    packed = ns(lambda: encoding.pack(items), COUNT // CHUNK_EVENTS) / CHUNK_EVENTS
     kept = Kept(compression=None)
-
-    def take_in():
-        kept._intake.extend(items)
-        kept._take_in(items[0])
-
-    def fill_alone():
-        kept._intake.extend(items)
-        kept._intake.clear()
-
-    taken_in = (ns(take_in, COUNT // MAX_INTAKE) - ns(fill_alone, COUNT // MAX_INTAKE)) / MAX_INTAKE
     sent = ns(lambda: kept.send(event))
     return {
         "types of the values looked at": types,
         "`orjson`": dumped,
         "the rest of encoding: time, rate, destination": encoded - types - dumped,
-        "put into the intake": sent - encoded - taken_in,
-        f"packed, {MAX_INTAKE} at a time: time, copy": packed,
-        "lock, bounds, batch": taken_in - packed,
+        f"packed, {CHUNK_EVENTS} at a time: time, copy": packed,
+        "queue, bounds, batch": sent - encoded - packed,
         **batch_parts(url, [encoding.encode(event) for event in events]),
     }
 
@@ -135,30 +125,23 @@ def event_parts(url):
 def batch_parts(url, items):
     """Full batches, each part for one event."""
     transmission = Transmission(max_responses=1)
-    batcher = transmission._batcher
+    core = transmission._core
     there = url, "k" * 22, "benchmark"
     items = [(data, created, rate, there, None) for data, created, rate, _, _ in items]
     count = len(items)
-    steps = ("compressed, 128 KB at a time", "posted", "answers read, accounts")
+    steps = ("compressed", "posted", "responses read, accounts")
     best = dict.fromkeys(steps, math.inf)
     for _ in range(BATCHES):
-        pressing = 0.0
-        for start in range(0, count, MAX_INTAKE):
-            batcher.take_in(items[start : start + MAX_INTAKE])
-            group = batcher.next_to_press()
-            if group is not None:
-                began = time.process_time()
-                group.press(transmission._compression.press)
-                pressing += time.process_time() - began
-        batch = batcher.take()
-        delivery = transmission._deliveries[batch] = Delivery(batch)
-        times = [time.process_time() - pressing]
+        now = time.monotonic()
+        for start in range(0, count, CHUNK_EVENTS):
+            core.add(pack_by_destination(items[start : start + CHUNK_EVENTS]), now)
+        delivery = core.next(now)
+        times = [time.process_time()]
         request = transmission._request(delivery)
         times.append(time.process_time())
-        answer = transmission._poster.post(delivery, *request, math.inf)
+        response = transmission._poster.post(delivery, *request, math.inf)
         times.append(time.process_time())
-        delivery.answered(*answer)
-        transmission._settle(delivery)
+        transmission._complete(delivery, delivery.responded(*response))
         times.append(time.process_time())
         for step, began, ended in zip(steps, times, times[1:]):
             best[step] = min(best[step], (ended - began) / count * 1e9)

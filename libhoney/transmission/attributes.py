@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import queue
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from libhoney.transmission.batching import MAX_SHORT, Batcher
-
-if TYPE_CHECKING:
-    from libhoney.transmission.encoding import Item
+from libhoney.transmission.core import Core
+from libhoney.transmission.event_queue import MAX_SHORT, EventQueue
 
 
 class PendingEvents:
-    """A view of the events that are not completed, with what a `queue.Queue` tells of itself.
+    """A view of the events that are not completed, with the methods of a `queue.Queue` that count.
 
     Events in flight are among them. The counts may be out of date at once.
     """
 
-    def __init__(self, transmission: PublicAttributes) -> None:
-        self._transmission = transmission
+    def __init__(self, events: EventQueue, max_pending: int | None) -> None:
+        self._events = events
+        self._max_pending = max_pending
 
     def qsize(self) -> int:
         """Return how many events are not completed."""
-        return self._transmission._batcher.pending + len(self._transmission._intake)
+        return self._events.count
 
     def empty(self) -> bool:
         """Return whether every event is completed."""
@@ -31,14 +30,12 @@ class PendingEvents:
 
     def full(self) -> bool:
         """Return whether there is no room for a short event, by number or by size."""
-        batcher = self._transmission._batcher
-        is_full = 0 < self.maxsize <= self.qsize()
-        return is_full or batcher.pending_bytes + MAX_SHORT > batcher.max_pending_bytes
+        return not self._events.has_room(MAX_SHORT)
 
     @property
     def maxsize(self) -> int:
         """The setting `max_pending`; 0 without it, as for a `queue.Queue` without a bound."""
-        return self._transmission._max_pending or 0
+        return self._max_pending or 0
 
 
 class PublicAttributes:
@@ -48,13 +45,14 @@ class PublicAttributes:
     the setting, for a value that cannot work.
     """
 
-    _batcher: Batcher
     _block_on_response: bool
     _block_on_send: bool
-    _intake: list[Item]
+    _core: Core
     _max_batch_size: int | None
     _max_concurrent_batches: int
     _max_pending: int | None
+    _must_wake: bool
+    _queue: EventQueue
     _send_frequency: float
 
     @property
@@ -78,12 +76,13 @@ class PublicAttributes:
     @property
     def max_batch_size(self) -> int:
         """The most events in a batch."""
-        return self._batcher.max_events
+        return self._core.max_batch_events
 
     @max_batch_size.setter
     def max_batch_size(self, value: int) -> None:
         check_count("max_batch_size", value, 1)
-        self._max_batch_size = self._batcher.max_events = value
+        self._max_batch_size = self._core.max_batch_events = value
+        self._must_wake = True  # whoever sends learns what a full batch is from the sender
 
     @property
     def max_concurrent_batches(self) -> int:
@@ -97,12 +96,12 @@ class PublicAttributes:
 
     @send_frequency.setter
     def send_frequency(self, value: float | timedelta) -> None:
-        self._send_frequency = self._batcher.max_age = check_send_frequency(value)
+        self._send_frequency = self._core.max_age = check_send_frequency(value)
 
     @property
     def pending(self) -> PendingEvents:
         """The events that are not completed."""
-        return PendingEvents(self)
+        return PendingEvents(self._queue, self._max_pending)
 
     @property
     def responses(self) -> Any:

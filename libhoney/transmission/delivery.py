@@ -1,4 +1,4 @@
-"""One batch and what became of it: requests, answers, retries. No threads, no waiting, no I/O."""
+"""One batch and what became of it: requests, responses, retries. No threads, no waiting, no I/O."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from libhoney.transmission.base import Response, response
-from libhoney.transmission.batching import Batch, Destination
+from libhoney.transmission.batch import Batch, Destination
 from libhoney.transmission.encoding import PLAIN, Compression, loads
 from libhoney.transmission.retry import Retries, is_retryable_status
 
 UNANSWERED = "event dropped; no answer came in time"
 LOST_TWICE = "event dropped; it was sent twice and may have arrived, but no answer did"
-# What is read of an answer, and kept of a server's words.
+# What is read of a response, and kept of a server's words.
 MAX_ANSWER_BYTES = 1_000_000
 _MAX_WORDS = 10_000
 
@@ -53,32 +53,43 @@ def batch_url(destination: Destination) -> str:
     return f"{destination.api_host.rstrip('/')}/1/batch/{dataset}"
 
 
-class Delivery:
-    """The state of a batch on its way.
+# The states of a delivery; see `core`.
+OPEN, READY, IN_FLIGHT, WAITING, FINISHED = range(5)
 
-    The owner posts `body()`, tells when it `was_sent` and what came of it with `answered` or
-    `failed`, and posts again after as many seconds as these return, until they return None. Then
+
+class Delivery:
+    """A batch, its attempts, and an outcome for each of its events.
+
+    Whoever posts it calls `was_sent`, if all of the request has left, and then `responded` or
+    `failed`. These return in how many seconds it is to be posted again, None if it is not: then
     `outcomes` is complete.
     """
 
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-        self.url = batch_url(batch.destination)
-        batch.recount()
-        count = batch.count
-        self.outcomes = [Outcome(0, "", UNANSWERED)] * count
+    def __init__(self, destination: Destination, opened: float) -> None:
+        """Make one without events; `opened` in monotonic seconds."""
+        self.batch = Batch(destination)
+        self.url = batch_url(destination)
+        self.opened = opened
+        self.state = OPEN
+        self.due: float | None = None  # when it is posted next, while it waits for that
+        self.is_reported = False  # its responses are on the queue
+        self.is_unanswered = False  # some of its events have no response of the server
+        self.outcomes: list[Outcome] = []
         self.retried = 0
-        # For the owner, in monotonic seconds: of the first attempt, and of the next one while
-        # that is waited for.
-        self.started: float | None = None
-        self.due: float | None = None
-        # For whoever posts: a request lost on a reused connection may be repeated at once.
+        # A request that is lost on a reused connection may be repeated at once.
         self.may_repeat = True
-        self.attempt: Attempt | None = None  # for the owner: the last one
-        self.problem = ""  # for the owner: why that failed, in words
-        self._outstanding: Sequence[int] = range(count)
+        self.started: float | None = None  # when its first attempt began, monotonic seconds
+        self.attempt: Attempt | None = None  # the last one
+        self.problem = ""  # why that failed, in words
+        self._outstanding: Sequence[int] = ()
         self._retries = Retries()
         self._is_sent = False
+
+    def close(self) -> None:
+        """Have no more events added. May be called again after an interrupt."""
+        self.batch.recount()
+        self.outcomes = [Outcome(0, "", UNANSWERED)] * self.batch.count
+        self._outstanding = range(self.batch.count)
 
     def body(self, compression: Compression = PLAIN) -> bytes:
         """Return the JSON array of the events still to be delivered, compressed."""
@@ -87,14 +98,14 @@ class Delivery:
         return self.batch.body(compression)
 
     def was_sent(self) -> None:
-        """Take note that all of the request has left: without an answer, it may have arrived."""
+        """Take note that all of the request has left: without a response, it may have arrived."""
         self._is_sent = True
 
-    def answered(self, status: int, headers: Mapping[str, str], body: bytes) -> float | None:
-        """Take the server's answer; return the seconds until the next attempt, None for none."""
+    def responded(self, status: int, headers: Mapping[str, str], body: bytes) -> float | None:
+        """Take the server's response; return the seconds until the next attempt, or None."""
         self._is_sent = False
         if status in (200, 202):
-            made_progress = self._each_answered(status, body)
+            made_progress = self._each_responded(status, body)
             return self._next_attempt(headers, made_progress)
         words = body[:_MAX_WORDS].decode("utf-8", "replace")
         self._all(Outcome(status, words, _reason(body) or words or f"HTTP status {status}"))
@@ -103,7 +114,7 @@ class Delivery:
         return self._next_attempt(headers)
 
     def failed(self, error: str, is_retryable: bool = True) -> float | None:
-        """Take a failure to reach the server; return as `answered` does."""
+        """Take a failure to reach the server; return as `responded` does."""
         is_ambiguous, self._is_sent = self._is_sent, False
         delay = self._retries.after_failure(is_ambiguous)
         if is_ambiguous and self._retries.is_too_ambiguous:
@@ -119,7 +130,7 @@ class Delivery:
         return self._count_retry(delay)
 
     def interrupted(self) -> None:
-        """Take note that nobody waits any longer for the answer to what may have been sent."""
+        """Take note that nobody waits any longer for the response to what may have been sent."""
         if self._is_sent:
             self.failed(UNANSWERED)
 
@@ -135,7 +146,7 @@ class Delivery:
 
     @property
     def is_over(self) -> bool:
-        """Tell whether there is nothing left to post."""
+        """Return whether there is nothing left to post."""
         return not self._outstanding
 
     def responses(self, duration: float) -> list[Response]:
@@ -164,11 +175,11 @@ class Delivery:
         for index in self._outstanding:
             self.outcomes[index] = outcome
 
-    def _each_answered(self, status: int, body: bytes) -> bool:
+    def _each_responded(self, status: int, body: bytes) -> bool:
         """Take the result of each event; return whether any was accepted."""
         count = len(self._outstanding)
         if body.count(_TAKEN) == count and len(body) == count * (len(_TAKEN) + 1) + 1:
-            self._all(_ACCEPTED)  # the usual answer, without a look at each entry
+            self._all(_ACCEPTED)  # the usual response, without a look at each entry
             self._outstanding = []
             return True
         try:

@@ -10,7 +10,7 @@ from libhoney._cpython import reentrant_lock
 from libhoney.clock import monotonic
 from libhoney.internal import DEBUG, WARNING, log, mask, warn_of_trouble
 from libhoney.transmission import retry
-from libhoney.transmission.batching import Batch
+from libhoney.transmission.batch import Batch
 from libhoney.transmission.delivery import Delivery, Outcome
 from libhoney.transmission.messages import (
     advise,

@@ -32,7 +32,8 @@ except ImportError:  # there is none on Windows
     resource = None  # type: ignore[assignment]
 
 from libhoney import Client
-from libhoney.transmission import Transmission, retry, threaded
+from libhoney.transmission import Transmission, poster, retry
+from tests import introspect
 from tests.libhoney.support import next_on
 from tests.receiver import Answer, Receiver, make_certificate
 
@@ -420,13 +421,12 @@ class Run:
 
     def is_waiting(self) -> bool:
         """Tell whether an event has no response yet."""
-        return bool(self._client.xmit._intake or self._client.xmit._batcher.pending)
+        return not self._client.xmit.pending.empty()
 
     def send(self, count: int, pause: float = 0.0, size: int = 0) -> Iterator[float]:
         """Send so many events of some `size` in bytes, the fault's own where it is 0; yield the
         seconds to wait after each."""
         due = time.perf_counter()
-        batcher = self._client.xmit._batcher
         filler = _filler(size or self._fault.size)
         for _ in range(count):
             event = self._client.new_event({"n": self.sent, **filler})
@@ -440,7 +440,7 @@ class Run:
             self.took.append(duration)
             self.own.append(duration if _switches() == switches else worked)
             self.sent += 1
-            self.peak_bytes = max(self.peak_bytes, batcher.pending_bytes)
+            self.peak_bytes = max(self.peak_bytes, introspect.pending_bytes(self._client.xmit))
             due += pause
             yield max(0.0, due - time.perf_counter()) if pause else 0.0
 
@@ -562,7 +562,7 @@ def run(
             elsewhere=elsewhere.tally(False).requests if elsewhere else 0,
             stats=client.xmit.stats,
             peak_bytes=state.peak_bytes,
-            left_bytes=client.xmit._batcher.pending_bytes,
+            left_bytes=introspect.pending_bytes(client.xmit),
             took=state.took,
             own=state.own,
             growth=state.growth,
@@ -591,7 +591,7 @@ def _transmission(kind: str, course: Course, **more: Any) -> Any:
 
         transmission = TornadoTransmission(**settings)
     if course.max_pending_bytes is not None:
-        transmission._batcher.max_pending_bytes = course.max_pending_bytes
+        introspect.set_max_pending_bytes(transmission, course.max_pending_bytes)
     return transmission
 
 
@@ -620,9 +620,9 @@ def _changes(fault: Fault, course: Course, kind: str, certificate: str | None) -
         environ["REQUESTS_CA_BUNDLE"] = certificate
     yield patch.dict(os.environ, environ)
     yield patch.object(socket, "getaddrinfo", functools.partial(_look_up, socket.getaddrinfo))
-    module: Any = threaded
+    module: Any = poster
     if kind == "TornadoTransmission":
-        from libhoney.transmission import tornado as module
+        from libhoney.transmission import tornado_sender as module
 
         if certificate is not None and fault.trusted:
             # Made once, when Tornado is imported.

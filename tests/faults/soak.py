@@ -42,7 +42,7 @@ from typing import Any, Callable, NamedTuple
 import beeline
 from libhoney import Client
 from libhoney.transmission import TornadoTransmission, Transmission
-from libhoney.transmission.queued import HTTP_TIMEOUT
+from libhoney.transmission.poster import HTTP_TIMEOUT
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "d" * 32

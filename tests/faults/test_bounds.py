@@ -23,8 +23,9 @@ import pytest
 import beeline
 from libhoney import Client
 from libhoney.transmission import FileTransmission, TornadoTransmission, Transmission
-from libhoney.transmission.batching import MAX_PENDING_BYTES
 from libhoney.transmission.encoding import SEPARATOR, encode_event
+from libhoney.transmission.event_queue import MAX_PENDING_BYTES
+from tests import introspect
 from tests.faults.interrupts import Interrupt, Limit
 from tests.libhoney.conftest import KEY
 from tests.libhoney.support import answers, in_thread, next_on, queued_on, send
@@ -270,7 +271,7 @@ def test_an_event_refused_inside_a_section_waits_for_nobody(make: Make) -> None:
     inside, held = threading.Event(), threading.Event()
 
     def refuse() -> None:
-        with client.xmit._lock:
+        with introspect.completed_lock(client.xmit):
             inside.set()
             assert held.wait(LONG)
             client.xmit.send(Unencodable())
@@ -307,7 +308,7 @@ def test_an_event_refused_inside_a_section_waits_for_nobody(make: Make) -> None:
 def test_an_event_refused_inside_a_section_is_told_before_the_end(make: Make, ending: str) -> None:
     """As where a signal handler that sends flushes or closes as well."""
     client = make()
-    with client.xmit._lock:
+    with introspect.completed_lock(client.xmit):
         client.xmit.send(Unencodable())
         assert getattr(client, ending)(LONG)
     found = [client.responses().get_nowait() for _ in range(client.responses().qsize())]
@@ -317,18 +318,14 @@ def test_an_event_refused_inside_a_section_is_told_before_the_end(make: Make, en
     ]
 
 
-def test_what_was_left_in_a_section_is_told_with_what_follows(make: Make) -> None:
-    """Without a flush, or another event that is sent."""
+def test_an_event_dropped_by_a_destructor_is_reported_at_once(make: Make) -> None:
+    """Whichever of the transmission's locks its thread holds."""
     client = make()
-    with client.xmit._lock:
+    with introspect.completed_lock(client.xmit), introspect.owner_lock(client.xmit):
         client.xmit.send(Unencodable())
-    assert told(client) == {}
-    client.send_dropped_response(client.new_event({"name": "sampled"}))
-    assert set(told(client)) == {"unencodable", None}
-    with client.xmit._lock:
-        client.xmit.send(Unencodable())
-    assert client.xmit.stats["queued"] == 0
-    assert list(told(client)) == ["unencodable"]
+        client.send_dropped_response(client.new_event({"name": "sampled"}))
+        assert set(told(client)) == {"unencodable", None}
+        assert client.xmit.stats["queued"] == 0
 
 
 def test_what_a_sender_was_made_to_refuse_is_told_before_it_waits(
@@ -336,17 +333,17 @@ def test_what_a_sender_was_made_to_refuse_is_told_before_it_waits(
 ) -> None:
     """A destructor runs in a sender's section, and nothing follows."""
     client = Client(KEY, "things", api_host=receiver.url, send_frequency=0.01)
-    batcher = client.xmit._batcher
-    take = batcher.take
+    core = introspect.core(client.xmit)
+    take_next = core.next
 
-    def take_and_destroy() -> Any:
-        batch = take()
-        if not batcher.pending:  # it is about to wait for the next one
+    def take_and_destroy(now: float) -> Any:
+        delivery = take_next(now)
+        if client.xmit.pending.empty():  # it is about to wait for the next one
             monkeypatch.undo()
             client.xmit.send(Unencodable())
-        return batch
+        return delivery
 
-    monkeypatch.setattr(batcher, "take", take_and_destroy)
+    monkeypatch.setattr(core, "next", take_and_destroy)
     send(client, "one")
     found = [next_on(client.responses(), LONG)["metadata"] for _ in range(2)]
     assert sorted(found) == ["one", "unencodable"]
@@ -363,8 +360,8 @@ def test_a_send_waits_for_room_for_its_own_event_alone(receiver: Receiver, make:
     send(client, "second")
     waiting = [in_thread(lambda name=name: send(client, name)) for name in ("third", "fourth")]
     deadline = time.monotonic() + LONG
-    while client.xmit.stats["queued"] != 4 and time.monotonic() < deadline:
-        time.sleep(0.001)
+    time.sleep(0.2)
+    assert client.xmit.stats["queued"] == 2
     receiver.release()  # the first alone: the next request hangs as well
     while all(thread.is_alive() for thread in waiting) and time.monotonic() < deadline:
         time.sleep(0.001)
@@ -506,7 +503,7 @@ def in_statsd_client(client: Client, call: Callable[[], None]) -> None:
 
         gauge = incr
 
-    client.xmit._statsd = Statsd()
+    introspect.set_statsd(client.xmit, Statsd())
     send(client, "event")
 
 
@@ -640,7 +637,7 @@ def test_interrupt_at_each_point_of_send(
         at += 1
         client = make(**{"send_frequency": 60, **settings})
         for name in waiting:
-            with client.xmit._lock if name == "left" else nullcontext():
+            with introspect.completed_lock(client.xmit) if name == "left" else nullcontext():
                 send(client, f"{name} {at}")
         interrupt = Interrupt(at, error)
         interrupt.run(lambda client=client, at=at: send(client, f"interrupted {at}"))
@@ -677,7 +674,7 @@ def test_interrupt_while_what_was_left_is_added(
     for at in range(1, 25):
         client = make(send_frequency=60)
         send(client, f"a {at}")
-        with client.xmit._lock:
+        with introspect.completed_lock(client.xmit):
             send(client, f"left {at}")
             send(client, f"left too {at}")
         interrupt = Interrupt(at, error)
@@ -691,23 +688,22 @@ def test_interrupt_while_what_was_left_is_added(
         receiver.clear()
 
 
-def test_a_handler_that_flushes_while_what_was_left_is_added(
+def test_a_handler_that_flushes_while_events_are_moved_into_batches(
     receiver: Receiver, make: Make
 ) -> None:
-    """It adds the others; the one that was just added is not added again."""
+    """It does not wait for what it interrupts, and no event is moved twice."""
     client = make(send_frequency=60)
+    core = introspect.core(client.xmit)
+    add, results = core.add, []
 
-    with client.xmit._lock:
-        send(client, "left")
-        send(client, "left too")
-    notify, done = client.xmit._notify, []
+    def handle(*args: Any) -> None:
+        add(*args)
+        if not results:
+            results.append(client.flush(LONG))
 
-    def handle() -> None:
-        notify()
-        if not done:
-            done.append(True)
-            client.xmit._take_all_in()
-
-    client.xmit._notify = handle
+    core.add = handle
+    send(client, "one")
+    send(client, "two")
     assert client.flush(5.0)
-    assert told(client) == {"left": None, "left too": None}
+    assert told(client) == {"one": None, "two": None}
+    assert results == [False]

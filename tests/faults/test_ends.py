@@ -25,6 +25,7 @@ signals = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs int
 
 PREAMBLE = f"""
 import asyncio, atexit, ctypes, itertools, logging, os, queue, random, signal, sys, threading, time
+from tests import introspect
 import libhoney
 from libhoney.transmission import FileTransmission, Transmission, lifecycle
 URL, KIND = sys.argv[1:]
@@ -149,7 +150,7 @@ def test_end_during_backoff(receiver: Receiver, run: Run) -> None:
         logging.getLogger("honeycomb-sdk").setLevel(logging.CRITICAL)
         def wait_for_backoff():
             deadline = time.monotonic() + 30
-            while not xmit._waiting:
+            while not introspect.retries(xmit):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
 
@@ -428,7 +429,7 @@ def test_fork_while_other_threads_hold_every_lock(receiver: Receiver, run: Run) 
         with open(output, "w") as stream:
             files = libhoney.Client("k", "d", transmission_impl=FileTransmission(output=stream))
             locks = [
-                lifecycle._import_lock, xmit._lock, client.responses().mutex,
+                lifecycle._import_lock, xmit._owner, client.responses().mutex,
                 files.xmit._lock, files.responses().mutex,
             ]
             held, ended = threading.Semaphore(0), threading.Event()
@@ -499,7 +500,7 @@ def test_fork_in_a_thread_and_in_hooks_of_senders(receiver: Receiver, run: Run) 
             def emit(self, record):
                 fork("log")
 
-        xmit._statsd = Statsd()
+        introspect.set_statsd(xmit, Statsd())
         logging.getLogger("honeycomb-sdk").addHandler(Handler())
         thread = threading.Thread(target=fork, args=("thread",))
         thread.start()
@@ -590,8 +591,8 @@ libhoney.send_now({{"name": NAME + " again"}})
 """
 
 HANGS = f"""
-from libhoney.transmission import lifecycle, threaded
-lifecycle.EXIT_TIMEOUT, threaded.HTTP_TIMEOUT = 0.2, 1.0
+from libhoney.transmission import lifecycle, poster
+lifecycle.EXIT_TIMEOUT, poster.HTTP_TIMEOUT = 0.2, 1.0
 import libhoney
 libhoney.init({KEY!r}, "things", api_host=URL)
 libhoney.send_now({{"name": "lost"}})

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from libhoney.transmission.queued import OVERFLOW
+from libhoney.transmission.enqueue import OVERFLOW
 from tests.faults.matrix import (
     BATCH,
     BATCHES,

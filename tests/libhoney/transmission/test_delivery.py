@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from libhoney.transmission import encoding, lifecycle
-from libhoney.transmission.batching import Batch, Destination, Packed
+from libhoney.transmission.batch import Destination, Packed
 from libhoney.transmission.delivery import (
     LOST_TWICE,
     Delivery,
@@ -48,8 +48,10 @@ DATASETS = [
 
 def delivery(count: int = 3) -> Delivery:
     text = b"".join(b"%d" % number + SEPARATOR for number in range(count))
-    packed = Packed(None, text, list(range(count)))
-    return Delivery(Batch(Destination("http://host", "key", "things"), 0.0, packed))
+    one = Delivery(Destination("http://host", "key", "things"), 0.0)
+    one.batch.add(Packed(one.batch.destination, text, list(range(count))))
+    one.close()
+    return one
 
 
 def statuses(one: Delivery) -> list[int]:
@@ -77,7 +79,7 @@ def test_accepted_events_are_done() -> None:
     for status in (200, 202):
         one = delivery()
         assert json.loads(one.body()) == [0, 1, 2]
-        assert one.answered(status, {}, ALL_WELL) is None
+        assert one.responded(status, {}, ALL_WELL) is None
         assert [tuple(outcome) for outcome in one.outcomes] == [(202, "", None)] * 3
 
 
@@ -85,9 +87,9 @@ def test_accepted_events_are_done() -> None:
 def test_passing_failure_is_retried_whole(status: int) -> None:
     """408, 429 and every 5xx: again, with all events, until it works."""
     one = delivery()
-    assert one.answered(status, {}, b"") is not None
+    assert one.responded(status, {}, b"") is not None
     assert json.loads(one.body()) == [0, 1, 2]
-    assert one.answered(200, {}, ALL_WELL) is None
+    assert one.responded(200, {}, ALL_WELL) is None
     assert statuses(one) == [202] * 3
     assert one.retried == 3
 
@@ -111,7 +113,7 @@ def test_what_goes_again_is_compressed_in_the_same_way(name: str | None, quick: 
     assert sent() == sent() == [0, 1, 2, 3, 4]
     assert not any(some.text for some in one.batch.packed)
     answer = [{"status": s} for s in (202, 429, 400, 500, 408)]
-    assert one.answered(200, {}, json.dumps(answer).encode()) is not None
+    assert one.responded(200, {}, json.dumps(answer).encode()) is not None
     assert sent() == sent() == [1, 3, 4]
     one.batch.recount()
     assert (one.batch.count, one.batch.size) == (5, before)
@@ -122,7 +124,7 @@ def test_what_goes_again_is_compressed_in_the_same_way(name: str | None, quick: 
 def test_lasting_refusal_is_not_retried(status: int) -> None:
     """The answer's status and words are every event's; redirects are not followed."""
     one = delivery()
-    assert one.answered(status, {}, b'{"error":"no such luck"}') is None
+    assert one.responded(status, {}, b'{"error":"no such luck"}') is None
     assert [tuple(o) for o in one.outcomes] == [
         (status, '{"error":"no such luck"}', "no such luck")
     ] * 3
@@ -132,9 +134,9 @@ def test_single_events_that_may_pass_are_retried_alone() -> None:
     """Of a taken batch only the events with 408, 429 or 5xx go again."""
     one = delivery(5)
     answer = [{"status": s, "error": f"e{s}"} for s in (202, 429, 400, 500, 408)]
-    assert one.answered(200, {}, json.dumps(answer).encode()) is not None
+    assert one.responded(200, {}, json.dumps(answer).encode()) is not None
     assert json.loads(one.body()) == [1, 3, 4]
-    assert one.answered(200, {}, ALL_WELL) is None
+    assert one.responded(200, {}, ALL_WELL) is None
     assert statuses(one) == [202, 202, 400, 202, 202]
     assert one.outcomes[2].error == "e400"
 
@@ -145,18 +147,20 @@ def test_attempt_that_made_progress_neither_counts_nor_lengthens_the_delay() -> 
 
     def take_one() -> float:
         count = one.body().count(b",") + 1
-        delay = one.answered(200, {}, json.dumps([{"status": 202}, *[BUSY] * (count - 1)]).encode())
+        delay = one.responded(
+            200, {}, json.dumps([{"status": 202}, *[BUSY] * (count - 1)]).encode()
+        )
         assert delay is not None
         return delay
 
     for _ in range(20):
         assert take_one() <= RETRY_DELAYS[0]
     for step in range(len(RETRY_DELAYS)):
-        delay = one.answered(429, {}, b"")
+        delay = one.responded(429, {}, b"")
         assert delay is not None
         assert RETRY_DELAYS[step] / 2 <= delay <= RETRY_DELAYS[step]
         assert RETRY_DELAYS[step] / 2 <= take_one() <= RETRY_DELAYS[step]
-    assert one.answered(429, {}, b"") is None
+    assert one.responded(429, {}, b"") is None
     assert statuses(one) == [202] * 32 + [429] * 18
 
 
@@ -165,23 +169,23 @@ def test_attempt_after_which_events_are_refused_for_good_is_no_progress() -> Non
     one = delivery(20)
     for count in range(20, 20 - len(RETRY_DELAYS), -1):
         refused = [{"status": 400}, *[BUSY] * (count - 1)]
-        assert one.answered(200, {}, json.dumps(refused).encode()) is not None
-    assert one.answered(200, {}, json.dumps([BUSY] * 8).encode()) is None
+        assert one.responded(200, {}, json.dumps(refused).encode()) is not None
+    assert one.responded(200, {}, json.dumps([BUSY] * 8).encode()) is None
 
 
 def test_retries_end_with_the_last_status_and_body() -> None:
     """After the last retry each event has the server's last words."""
     one = delivery()
     for number in range(len(RETRY_DELAYS)):
-        assert one.answered(503, {}, b"busy %d" % number) is not None
-    assert one.answered(502, {}, b"gone") is None
+        assert one.responded(503, {}, b"busy %d" % number) is not None
+    assert one.responded(502, {}, b"gone") is None
     assert [(o.status, o.body) for o in one.outcomes] == [(502, "gone")] * 3
 
 
 def test_what_a_server_said_outlives_a_connection_error() -> None:
     """A status is worth more than that the server cannot be reached later."""
     one = delivery()
-    one.answered(500, {}, b"words")
+    one.responded(500, {}, b"words")
     assert one.failed("ConnectionError: gone") is not None
     assert [(o.status, o.body) for o in one.outcomes] == [(500, "words")] * 3
 
@@ -203,7 +207,7 @@ def test_what_was_sent_without_an_answer_is_sent_once_more() -> None:
     assert delay >= 1.0  # time for the trouble to pass: there is only one more attempt
     assert one.failed("ConnectionError: refused") is not None  # never sent
     one.was_sent()
-    assert one.answered(503, {}, b"busy") is not None  # not lost
+    assert one.responded(503, {}, b"busy") is not None  # not lost
     one.was_sent()
     assert one.failed("ReadTimeout: slow") is None
     assert [(o.status, o.body) for o in one.outcomes] == [(503, "busy")] * 3
@@ -233,7 +237,7 @@ def test_retries_outlast_half_a_minute() -> None:
 def test_backoff_leaves_an_applications_random_numbers_alone() -> None:
     """A program that seeds them gets the same ones each time, whatever is sent meanwhile."""
     before = random.getstate()
-    assert delivery().answered(503, {}, b"") is not None
+    assert delivery().responded(503, {}, b"") is not None
     assert random.getstate() == before
 
 
@@ -256,8 +260,13 @@ def test_backoff_grows_and_has_jitter() -> None:
         ("0", 0, RETRY_DELAYS[0]),
         ("86400", MAX_RETRY_AFTER, MAX_RETRY_AFTER),
         ("9" * 500, MAX_RETRY_AFTER, MAX_RETRY_AFTER),
-        (formatdate(time.time() + 3600, usegmt=True), MAX_RETRY_AFTER, MAX_RETRY_AFTER),
-        (formatdate(time.time() - 3600, usegmt=True), 0, RETRY_DELAYS[0]),
+        pytest.param(
+            formatdate(time.time() + 3600, usegmt=True),
+            MAX_RETRY_AFTER,
+            MAX_RETRY_AFTER,
+            id="later",
+        ),
+        pytest.param(formatdate(time.time() - 3600, usegmt=True), 0, RETRY_DELAYS[0], id="earlier"),
         ("Wed, 99 Foo 2026", 0, RETRY_DELAYS[0]),
         ("soon", 0, RETRY_DELAYS[0]),
         ("-5", 0, RETRY_DELAYS[0]),
@@ -272,7 +281,7 @@ def test_retry_after_is_obeyed_up_to_a_bound(
     """Seconds or a date; at most 30 seconds; nonsense counts as absent."""
     one = delivery()
     status, body = (429, b"") if whole else (200, b'[{"status":429},{"status":202},{"status":202}]')
-    delay = one.answered(status, {"Retry-After": value}, body)
+    delay = one.responded(status, {"Retry-After": value}, body)
     assert delay is not None
     assert least <= delay <= most
 
@@ -283,7 +292,7 @@ def test_retry_after_a_date_is_counted_from_the_servers_date() -> None:
         "Date": "Mon, 01 Jan 2024 00:00:00 GMT",
         "Retry-After": "Mon, 01 Jan 2024 00:00:20 GMT",
     }
-    assert delivery().answered(429, headers, b"") == 20.0
+    assert delivery().responded(429, headers, b"") == 20.0
 
 
 @pytest.mark.parametrize(
@@ -310,7 +319,7 @@ def test_whatever_the_answer_each_event_has_an_outcome(
     """Short arrays, arrays of something else and what is no JSON leave no event without one."""
     monkeypatch.setattr("libhoney.transmission.delivery.loads", loads)
     one = delivery()
-    one.answered(200, {}, body)
+    one.responded(200, {}, body)
     assert statuses(one) == expected
     for outcome in one.outcomes:
         assert (outcome.error is None) == (outcome.status == 202)
@@ -324,7 +333,7 @@ def test_whatever_a_refusals_body_it_is_kept_in_part(
     """An answer that is no object with an error is told as text, of bounded length."""
     monkeypatch.setattr("libhoney.transmission.delivery.loads", loads)
     one = delivery()
-    assert one.answered(400, {}, body) is None
+    assert one.responded(400, {}, body) is None
     assert all(o.status == 400 and o.error and len(o.body) <= 10_000 for o in one.outcomes)
 
 
@@ -357,7 +366,7 @@ def test_every_delivery_ends_with_an_outcome_for_each_event(course: Any, count: 
         if isinstance(step, bool):
             delay = one.failed("ConnectionError: gone", step)
         else:
-            delay = one.answered(step[0], {}, step[1])
+            delay = one.responded(step[0], {}, step[1])
         if delay is None:
             break
     assert attempts <= 1 + len(RETRY_DELAYS)

@@ -14,7 +14,15 @@ from typing import Any, Callable
 import pytest
 
 from libhoney import Client
-from libhoney.transmission import TornadoTransmission, Transmission, retry, threaded, tornado
+from libhoney.transmission import (
+    TornadoTransmission,
+    Transmission,
+    poster,
+    retry,
+    threaded,
+    tornado,
+    tornado_sender,
+)
 from libhoney.transmission.delivery_log import DeliveryLog
 from libhoney.transmission.messages import describe_error, show_host, show_hosts
 from tests.libhoney.conftest import KEY, MakeClient
@@ -185,8 +193,8 @@ def test_first_missing_response_is_logged_at_once(
     words: str,
 ) -> None:
     """The request may have arrived, and is repeated once."""
-    monkeypatch.setattr(threaded, "HTTP_TIMEOUT", 0.3)
-    monkeypatch.setattr(tornado, "HTTP_TIMEOUT", 0.3)
+    monkeypatch.setattr(poster, "HTTP_TIMEOUT", 0.3)
+    monkeypatch.setattr(tornado_sender, "HTTP_TIMEOUT", 0.3)
     receiver.always(answer)
     client = make()
     send(client, "one")

@@ -20,6 +20,7 @@ import wrapt
 import beeline
 from beeline.middleware.awslambda import beeline_wrapper
 from libhoney.transmission import direct
+from tests import introspect
 from tests.libhoney.conftest import KEY, MakeClient, RunProgram
 from tests.libhoney.support import answers, send
 from tests.receiver import Answer, Receiver, _close_by_reset, make_certificate
@@ -158,7 +159,7 @@ def test_a_connection_that_the_server_closed_is_not_used_again(
     client = make_client(max_concurrent_batches=1)
     send(client, 0)
     assert client.flush()
-    (kept,) = client.xmit._poster._direct._idle.values()
+    (kept,) = introspect.idle_connections(client.xmit).values()
     select.select([kept[0][1].sock], [], [], 10)  # until its end is here
     for number in range(1, 4):
         send(client, number)
@@ -227,7 +228,7 @@ def test_request_whose_response_began_or_is_late_is_not_repeated_at_once(
     proxies: dict[str, str],
 ) -> None:
     """The server is there, and has the request: it counts as an attempt without a response."""
-    monkeypatch.setattr("libhoney.transmission.threaded.HTTP_TIMEOUT", 0.3)
+    monkeypatch.setattr("libhoney.transmission.poster.HTTP_TIMEOUT", 0.3)
     client = make_client(max_concurrent_batches=1, proxies=proxies)
     send(client, "first")
     assert client.flush()
@@ -294,7 +295,7 @@ def test_connections_to_many_hosts_are_not_all_kept(make_client: MakeClient) -> 
             event.send()
             assert client.flush()
         assert [len(one.events) for one in receivers] == [2] * hosts
-        kept = client.xmit._poster._direct._idle
+        kept = introspect.idle_connections(client.xmit)
         assert len(kept) == direct._MAX_HOSTS
         assert list(kept)[-1].name == receivers[-1].url.partition("//")[2]
 
@@ -310,7 +311,8 @@ def test_a_forked_child_has_no_connection_of_its_parents(
         warnings.simplefilter("always")
         send("parent")
         assert libhoney.flush(20)
-        (kept,) = libhoney.state.G_CLIENT.xmit._poster._direct._idle.values()
+        from tests import introspect
+        (kept,) = introspect.idle_connections(libhoney.state.G_CLIENT.xmit).values()
         pid = os.fork()
         if not pid:
             assert kept == []

