@@ -8,7 +8,7 @@ from beeline.context import get_active, get_current, leave_ended
 from beeline.diagnostics import LOGGER_NAME
 from libhoney._cpython import reentrant_lock
 from libhoney.internal import is_interrupt, warn_once
-from libhoney.transmission import lifecycle
+from libhoney.process.fork import on_fork
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def _renew_lock() -> None:
     _rollup_lock = reentrant_lock()
 
 
-lifecycle.on_fork(_renew_lock)
+on_fork(_renew_lock)
 
 
 def merge(fields: dict[str, Any], data: Any, where: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from libhoney.transmission import lifecycle
+from libhoney.process.fork import on_fork, watch_forks
 
 SPAN_ID_BYTES = 8
 TRACE_ID_BYTES = 16
@@ -20,7 +20,7 @@ def forget_ids() -> None:
     drawn_ids.clear()
 
 
-lifecycle.on_fork(forget_ids)
+on_fork(forget_ids)
 
 
 def generate_span_id() -> str:
@@ -28,6 +28,7 @@ def generate_span_id() -> str:
     try:
         return take_drawn_id()
     except IndexError:
+        watch_forks()
         ids = os.urandom(SPAN_ID_BYTES * 512).hex(" ", SPAN_ID_BYTES).split()
         drawn_ids.extend(ids if _NO_ID not in ids else filter(_NO_ID.__ne__, ids))
         return generate_span_id()

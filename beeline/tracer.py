@@ -35,7 +35,7 @@ from libhoney.internal import (
     never_began,
     warn_once,
 )
-from libhoney.transmission import lifecycle
+from libhoney.process.workers import on_pool_worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ _MAX_DEPTH = 2000
 _new = object.__new__
 
 # A pool forks its workers wherever its first job comes from.
-lifecycle.on_worker(lambda: activate(None))
+on_pool_worker(lambda: activate(None))
 
 
 class Tracer(ActiveSpanFields, PropagationHooks):

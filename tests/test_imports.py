@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,3 +103,40 @@ def test_order_of_the_core(module: str, above: set[str]) -> None:
             waiting.append(target)
     assert not seen & {*above, "beeline"}
     assert not [name for name in seen if name.startswith(("beeline.middleware", "beeline.patch"))]
+
+
+@pytest.mark.parametrize(
+    "package", ["beeline", "beeline.trace", "libhoney", "libhoney.process.exit"]
+)
+def test_import_registers_no_handlers(package: str) -> None:
+    """Neither for exit, nor for fork, nor for garbage collections, nor for signals."""
+    program = f"""if True:
+        import atexit, gc, os, signal, sys
+        registered = []
+        def record(owner, name):
+            original = getattr(owner, name, None)
+            if original is None:
+                return
+            def register(*args, **kwargs):
+                caller = sys._getframe(1).f_globals["__name__"]
+                if caller.split(".")[0] in ("beeline", "libhoney"):
+                    registered.append((caller, name))
+                return original(*args, **kwargs)
+            setattr(owner, name, register)
+        record(atexit, "register")
+        record(os, "register_at_fork")
+        record(signal, "signal")
+        callbacks = list(gc.callbacks)
+        import {package}
+        assert not registered, registered
+        assert gc.callbacks == callbacks, gc.callbacks
+        import libhoney
+        libhoney.init("key", "things", api_host="http://127.0.0.1:9")
+        assert ("libhoney.process.exit", "register") in registered
+        if hasattr(os, "fork"):
+            assert ("libhoney.process.fork", "register_at_fork") in registered
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr

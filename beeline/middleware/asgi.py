@@ -20,7 +20,7 @@ from beeline.middleware.server_span import (
 )
 from beeline.middleware.starlette_errors import leave_span_to_error_page
 from libhoney.internal import is_interrupt, log
-from libhoney.transmission.lifecycle import flush_at_shutdown
+from libhoney.process.exit import flush_at_shutdown
 
 __all__ = ["ASGIRequest", "HoneyASGIMiddleware"]
 

@@ -33,7 +33,10 @@ from libhoney.internal import (
     describe,
     get_logger,
 )
-from libhoney.transmission import lifecycle
+from libhoney.process.deadline import Deadline
+from libhoney.process.exit import check_exit_timeout, note_success
+from libhoney.process.fork import run_each
+from libhoney.process.registration import register, unregister
 from libhoney.transmission.attributes import (
     PublicAttributes,
     check_count,
@@ -53,7 +56,6 @@ from libhoney.transmission.event_queue import (
     MAX_PENDING_BYTES,
     EventQueue,
 )
-from libhoney.transmission.lifecycle import Deadline
 from libhoney.transmission.messages import without_key
 from libhoney.transmission.reporting import Reporter
 from libhoney.transmission.request import make_request
@@ -121,7 +123,7 @@ class BufferedTransmission(EventSender, PublicAttributes):
             check_count("max_pending", max_pending, 1)
         self._logger = get_logger("honeycomb-sdk", debug)
         self._debug = debug
-        self.exit_timeout = lifecycle.check_exit_timeout(exit_timeout)
+        self.exit_timeout = check_exit_timeout(exit_timeout)
         self._max_concurrent_batches = max_concurrent_batches
         self._max_batch_size = max_batch_size
         self._max_pending = max_pending
@@ -193,7 +195,7 @@ class BufferedTransmission(EventSender, PublicAttributes):
         self._set_closed(False)
         self._ended = False
         self._responses.begin()
-        lifecycle.register(self)
+        register(self)
 
     def get_response_queue(self) -> queue.Queue[Any]:
         """Return the response queue; None on it says that the transmission closed."""
@@ -273,7 +275,7 @@ class BufferedTransmission(EventSender, PublicAttributes):
     ) -> None:
         """Log how a request ended, before `_complete`; see `DeliveryLog.log_attempt`."""
         if error is None and status in (200, 202):
-            lifecycle.note_success()
+            note_success()
         if delivery in self._core.unfinished:  # else `give_up` has logged it
             self._log.log_attempt(delivery, delay, status, error)
 
@@ -384,7 +386,7 @@ class BufferedTransmission(EventSender, PublicAttributes):
                 while self._reporter.is_reporting_elsewhere() and monotonic() < deadline:
                     self._completed.wait(deadline - monotonic())
         finally:
-            lifecycle.unregister(self)
+            unregister(self)
             self._responses.end()
             self._refuse_late_events()
 
@@ -405,4 +407,4 @@ class BufferedTransmission(EventSender, PublicAttributes):
 
     def after_fork(self) -> None:
         """Start afresh in a forked child; its parent sends what was queued there."""
-        lifecycle.run_each([self._make_state, self._responses.reset])
+        run_each([self._make_state, self._responses.reset])

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from libhoney.clock import monotonic
-from libhoney.transmission import lifecycle
+from libhoney.process.fork import ImportGuard
 from libhoney.transmission.delivery import MAX_ANSWER_BYTES
 
 # What the answer for a usual batch takes: it is read at once, as a request is sent.
@@ -368,7 +368,7 @@ class Connections:
 
 def _context(authorities: str) -> ssl.SSLContext:
     if not authorities:
-        with lifecycle.ImportGuard():
+        with ImportGuard():
             import certifi
 
             authorities = certifi.where()

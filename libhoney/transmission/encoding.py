@@ -22,10 +22,10 @@ from libhoney.internal import (
     is_interrupt,
     json_default_handler,
 )
-from libhoney.transmission import lifecycle
+from libhoney.process.subinterpreters import can_use_orjson
 
 try:
-    if not lifecycle.orjson_may_be_used():
+    if not can_use_orjson():
         raise ImportError
     import orjson
 except ImportError:

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from libhoney._cpython import reentrant_lock
 from libhoney.internal import INTERRUPTED, describe, get_logger, is_interrupt, warn_of_trouble
-from libhoney.transmission import lifecycle
+from libhoney.process.registration import register
 from libhoney.transmission.base import ResponseQueue, response
 from libhoney.transmission.encoding import EncodingError, encode_event
 from libhoney.version import VERSION
@@ -40,7 +40,7 @@ class FileTransmission:
 
     def start(self) -> None:
         """Be ready for events, also in forked children."""
-        lifecycle.register(self)
+        register(self)
 
     def after_fork(self) -> None:
         """Start afresh in a forked child, where another thread may have held the lock."""

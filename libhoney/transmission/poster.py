@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from libhoney.clock import monotonic
-from libhoney.transmission import lifecycle
+from libhoney.process.fork import ImportGuard
 from libhoney.transmission.delivery import Delivery
 
 # Seconds that connecting, sending and then the whole response may take, each.
@@ -84,7 +84,7 @@ class Poster:
 
 
 def import_direct() -> Any:
-    with lifecycle.ImportGuard():
+    with ImportGuard():
         # What would else be imported while a host is looked up; by PyPy also `ascii`.
         import encodings.ascii
         import encodings.idna  # noqa: F401
@@ -94,7 +94,7 @@ def import_direct() -> Any:
 
 
 def import_session() -> Any:
-    with lifecycle.ImportGuard():
+    with ImportGuard():
         import encodings.ascii  # noqa: F401
 
         from libhoney.transmission import session
@@ -102,6 +102,6 @@ def import_session() -> Any:
 
 
 def import_user_session() -> Any:
-    with lifecycle.ImportGuard():
+    with ImportGuard():
         from libhoney.transmission import user_session
     return user_session

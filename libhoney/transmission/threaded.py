@@ -20,14 +20,16 @@ from typing import Any
 
 from libhoney.clock import monotonic
 from libhoney.internal import is_from_outside, is_interrupt
-from libhoney.transmission import lifecycle
+from libhoney.process.deadline import Deadline
+from libhoney.process.fork import run_each
+from libhoney.process.subinterpreters import check_threads, join_threads
+from libhoney.process.threads import can_start_threads, start_thread
 from libhoney.transmission.buffered import (
     SLOW_REQUEST_SECONDS,
     BufferedTransmission,
 )
 from libhoney.transmission.core import FlushRequest
 from libhoney.transmission.delivery import Delivery
-from libhoney.transmission.lifecycle import Deadline
 from libhoney.transmission.poster import Poster, import_user_session
 from libhoney.transmission.retry import is_retryable_error
 
@@ -81,7 +83,7 @@ class Transmission(BufferedTransmission):
     def after_fork(self) -> None:
         """Start afresh in a forked child; its parent sends what was queued there."""
         steps = [self._end_greenlets, self._poster.after_fork, super().after_fork]
-        lifecycle.run_each(steps)
+        run_each(steps)
 
     def _end_greenlets(self) -> None:
         """End the parent's senders in a forked child: unlike threads, greenlets are copied too.
@@ -99,7 +101,7 @@ class Transmission(BufferedTransmission):
 
         Raises RuntimeError in a sub-interpreter that allows no daemon threads.
         """
-        lifecycle.check_threads()
+        check_threads()
         super().start()
 
     @property
@@ -148,7 +150,7 @@ class Transmission(BufferedTransmission):
         self._end()
         threads = list(self._threads)
         self._wake_keeper()
-        lifecycle.end_threads(threads, max(deadline, monotonic() + 0.1))
+        join_threads(threads, max(deadline, monotonic() + 0.1))
         self._poster.close()
         return True
 
@@ -167,7 +169,7 @@ class Transmission(BufferedTransmission):
     def _start_thread(self) -> None:
         """Start one more thread, if there may be one."""
         number = len(self._threads) + 1
-        if number > self._max_concurrent_batches or not lifecycle.threads_may_start():
+        if number > self._max_concurrent_batches or not can_start_threads():
             return
         thread = None
         try:
@@ -179,7 +181,7 @@ class Transmission(BufferedTransmission):
                 daemon=True,
             )
             self._threads.add(thread)
-            lifecycle.start_thread(thread)
+            start_thread(thread)
         except BaseException as error:
             if thread is not None and not thread.is_alive():  # a running one adds itself
                 self._threads.discard(thread)
@@ -192,7 +194,7 @@ class Transmission(BufferedTransmission):
         return any(one.is_alive() or one.ident is None for one in self._threads.copy())
 
     def _may_wait(self) -> bool:
-        return threading.current_thread() not in self._threads and lifecycle.threads_may_start()
+        return threading.current_thread() not in self._threads and can_start_threads()
 
     def _run(self) -> None:
         core = self._core

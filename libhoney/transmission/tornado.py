@@ -21,14 +21,14 @@ from tornado.queues import Queue
 
 from libhoney.clock import monotonic
 from libhoney.internal import is_interrupt, warn_once
-from libhoney.transmission import lifecycle
+from libhoney.process.deadline import Deadline
+from libhoney.process.threads import start_thread
 from libhoney.transmission.buffered import (
     SLOW_REQUEST_SECONDS,
     BufferedTransmission,
 )
 from libhoney.transmission.core import FlushRequest
 from libhoney.transmission.delivery import Delivery
-from libhoney.transmission.lifecycle import Deadline
 from libhoney.transmission.reporting import LoopReporter, Reporter
 from libhoney.transmission.retry import is_retryable_error
 from libhoney.transmission.tornado_queue import ResponseQueue, running_loop
@@ -254,7 +254,7 @@ class TornadoTransmission(BufferedTransmission):
                 contextvars.Context().run(deliver)
             else:
                 thread = threading.Thread(target=deliver, name="honeycomb-flush", daemon=True)
-                lifecycle.start_thread(thread)
+                start_thread(thread)
                 while thread.is_alive() and (pause := deadline.pause() + _LOOP_CHECK_SECONDS) > 0:
                     thread.join(pause)
                     deadline.look()

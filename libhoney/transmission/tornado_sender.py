@@ -17,8 +17,8 @@ from tornado.simple_httpclient import SimpleAsyncHTTPClient
 from tornado.tcpclient import TCPClient
 
 from libhoney.clock import monotonic
+from libhoney.process.deadline import Deadline
 from libhoney.transmission.delivery import MAX_ANSWER_BYTES, Delivery
-from libhoney.transmission.lifecycle import Deadline
 from libhoney.transmission.poster import HTTP_TIMEOUT
 from libhoney.transmission.tornado_queue import running_loop
 

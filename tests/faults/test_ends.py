@@ -27,7 +27,8 @@ PREAMBLE = f"""
 import asyncio, atexit, ctypes, itertools, logging, os, queue, random, signal, sys, threading, time
 from tests import introspect
 import libhoney
-from libhoney.transmission import FileTransmission, Transmission, lifecycle
+from libhoney.process import exit as process_exit, fork
+from libhoney.transmission import FileTransmission, Transmission
 URL, KIND = sys.argv[1:]
 
 async def start():
@@ -143,8 +144,8 @@ def test_end_during_backoff(receiver: Receiver, run: Run) -> None:
     started = time.monotonic()
     done = run(
         """
-        assert lifecycle.EXIT_TIMEOUT <= 10
-        lifecycle.EXIT_TIMEOUT = 0.5
+        assert process_exit.EXIT_TIMEOUT <= 10
+        process_exit.EXIT_TIMEOUT = 0.5
         from libhoney.transmission import retry
         retry.RETRY_DELAYS = (3600.0,) * 12
         logging.getLogger("honeycomb-sdk").setLevel(logging.CRITICAL)
@@ -178,7 +179,7 @@ def test_end_with_a_response_queue_that_is_full(receiver: Receiver, run: Run, wa
     started = time.monotonic()
     run(
         """
-        lifecycle.EXIT_TIMEOUT = 3.0
+        process_exit.EXIT_TIMEOUT = 3.0
         send("first")  # which has the HTTP client imported
         assert client.flush(30)
         client.responses().get_nowait()
@@ -197,7 +198,7 @@ def test_daemon_threads_that_send_at_the_end(receiver: Receiver, run: Run) -> No
         """
         logging.getLogger("honeycomb-sdk").addHandler(logging.StreamHandler(sys.stdout))
         logging.getLogger("honeycomb-sdk").propagate = False
-        lifecycle.EXIT_TIMEOUT = 0.4
+        process_exit.EXIT_TIMEOUT = 0.4
         def produce(producer):
             for n in range(1_000_000_000):
                 send(f"{producer} {n}", n=n)
@@ -424,12 +425,12 @@ def test_fork_while_other_threads_hold_every_lock(receiver: Receiver, run: Run) 
     sends, flushes, counts, reads responses and closes."""
     run(
         """
-        lifecycle._FORK_WAIT = 0.1
+        fork.FORK_WAIT = 0.1
         written, output = os.pipe()
         with open(output, "w") as stream:
             files = libhoney.Client("k", "d", transmission_impl=FileTransmission(output=stream))
             locks = [
-                lifecycle._import_lock, xmit._owner, client.responses().mutex,
+                fork.import_lock, xmit._owner, client.responses().mutex,
                 files.xmit._lock, files.responses().mutex,
             ]
             held, ended = threading.Semaphore(0), threading.Event()
@@ -591,8 +592,9 @@ libhoney.send_now({{"name": NAME + " again"}})
 """
 
 HANGS = f"""
-from libhoney.transmission import lifecycle, poster
-lifecycle.EXIT_TIMEOUT, poster.HTTP_TIMEOUT = 0.2, 1.0
+from libhoney.process import exit as process_exit
+from libhoney.transmission import poster
+process_exit.EXIT_TIMEOUT, poster.HTTP_TIMEOUT = 0.2, 1.0
 import libhoney
 libhoney.init({KEY!r}, "things", api_host=URL)
 libhoney.send_now({{"name": "lost"}})

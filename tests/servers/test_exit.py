@@ -138,9 +138,9 @@ class TestEnd:
         else:
             receiver.always(Answer(hang=True))
         program = INIT + (
-            "from libhoney.transmission import lifecycle\n"
-            "assert lifecycle.EXIT_TIMEOUT <= 10\n"
-            "lifecycle.EXIT_TIMEOUT = 0.5\n"
+            "from libhoney.process import exit as process_exit\n"
+            "assert process_exit.EXIT_TIMEOUT <= 10\n"
+            "process_exit.EXIT_TIMEOUT = 0.5\n"
             "with beeline.tracer('job'): pass\n"
             "sys.exit(4)\n"
         )

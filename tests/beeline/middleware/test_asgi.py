@@ -27,7 +27,7 @@ from beeline.middleware.asgi import (
 )
 from beeline.middleware.server_request import SERVER_SPAN_KEY
 from beeline.propagation import PropagationContext, Request, w3c
-from libhoney.transmission import lifecycle
+from libhoney.process import exit as process_exit
 from tests.receiver import Answer
 from tests.servers.asgi import SERVERS, ASGIApp, serve_asgi
 from tests.servers.helpers import TIMEOUT, Sent, fetch
@@ -1039,9 +1039,9 @@ class TestLifespan:
         self, sent: Sent, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         """A shutdown waits no longer than the exit would, and logs that events may be lost."""
-        monkeypatch.setattr(lifecycle, "_request_succeeded", False)
-        monkeypatch.setattr(lifecycle, "_shutdown_waited", 0.0)
-        monkeypatch.setattr(lifecycle, "UNREACHED_EXIT_TIMEOUT", 0.05)
+        monkeypatch.setattr(process_exit, "_request_succeeded", False)
+        monkeypatch.setattr(process_exit, "_seconds_waited_at_shutdown", 0.0)
+        monkeypatch.setattr(process_exit, "UNREACHED_EXIT_TIMEOUT", 0.05)
         sent.receiver.order(Answer(hang=True))
         with beeline.tracer("work"):
             pass

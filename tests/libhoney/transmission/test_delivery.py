@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from libhoney.transmission import encoding, lifecycle
+from libhoney.process import exit as process_exit
+from libhoney.transmission import encoding
 from libhoney.transmission.batch import Destination, Packed
 from libhoney.transmission.delivery import (
     LOST_TWICE,
@@ -231,7 +232,7 @@ def test_second_lost_answer_is_told_as_such() -> None:
 def test_retries_outlast_half_a_minute() -> None:
     """Whatever the jitter: a server that is away for 30 s loses nothing."""
     assert sum(RETRY_DELAYS) / 2 >= 30
-    assert max(RETRY_DELAYS) < lifecycle.EXIT_TIMEOUT  # one attempt more at the end of a program
+    assert max(RETRY_DELAYS) < process_exit.EXIT_TIMEOUT  # one attempt more at the end of a program
 
 
 def test_backoff_leaves_an_applications_random_numbers_alone() -> None:

@@ -16,7 +16,8 @@ from typing import Any, Callable
 import pytest
 
 from libhoney import Client
-from libhoney.transmission import FileTransmission, TornadoTransmission, Transmission, lifecycle
+from libhoney.process import exit as process_exit
+from libhoney.transmission import FileTransmission, TornadoTransmission, Transmission
 from tests.libhoney.conftest import KEY, ROOT
 from tests.receiver import Answer, Receiver
 
@@ -151,7 +152,7 @@ def test_loss_is_logged_before_log_files_are_closed(run: Run, tmp_path: Path) ->
     run(
         f"""
         assert "logging" not in sys.modules
-        from libhoney.transmission import lifecycle
+        from libhoney.process import exit as process_exit
         import logging, logging.handlers
         file = logging.FileHandler({str(path)!r}, mode="w")
         logging.getLogger().addHandler(logging.handlers.MemoryHandler(1000, 100, file))
@@ -307,9 +308,9 @@ def test_exit_timeout_is_a_number_of_seconds(value: float) -> None:
 
 def test_default_exit_timeout_is_ten_seconds() -> None:
     """Without setting and environment."""
-    assert lifecycle.EXIT_TIMEOUT == 10
-    assert lifecycle._exit_timeout(Transmission()) == 10
-    assert lifecycle._exit_timeout(FileTransmission()) == 10
+    assert process_exit.EXIT_TIMEOUT == 10
+    assert process_exit._exit_timeout(Transmission()) == 10
+    assert process_exit._exit_timeout(FileTransmission()) == 10
 
 
 def test_quick_exit_says_nothing(receiver: Receiver, run: Run) -> None:

@@ -113,9 +113,9 @@ def test_exit_and_lambda_waits_are_bounded(receiver: Receiver, freezer: str, imp
         freezer,
         imported,
         """
-        from libhoney.transmission import lifecycle
+        from libhoney.process import exit as process_exit
         from beeline.middleware.awslambda import beeline_wrapper
-        lifecycle.EXIT_TIMEOUT = 0.5
+        process_exit.EXIT_TIMEOUT = 0.5
         beeline.init()
         beeline_wrapper(lambda event, context: None)({}, None)
         """,

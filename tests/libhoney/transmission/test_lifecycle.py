@@ -95,8 +95,8 @@ def test_exit_is_bounded(receiver: Receiver, run_program: RunProgram) -> None:
         started = time.monotonic()
         run_program(
             f"""
-            from libhoney.transmission import lifecycle
-            lifecycle.EXIT_TIMEOUT = 1.0
+            from libhoney.process import exit as process_exit
+            process_exit.EXIT_TIMEOUT = 1.0
             stuck = [libhoney.Client({KEY!r}, "t", api_host={hanging.url!r}) for _ in range(8)]
             for client in stuck:  # whichever comes first at the exit
                 client.send_now({{"name": "stuck"}})
@@ -113,16 +113,17 @@ def test_exit_is_bounded_once(receiver: Receiver, run_program: RunProgram) -> No
     done = run_program(
         """
         import multiprocessing.util
-        from libhoney.transmission import lifecycle
+        from libhoney.process import exit as process_exit
+        from libhoney.process.registration import register
 
         class Stuck:
             def flush(self, timeout):
                 print("waits", timeout, flush=True)
                 time.sleep(timeout)
 
-        lifecycle.EXIT_TIMEOUT = 0.2
+        process_exit.EXIT_TIMEOUT = 0.2
         stuck = Stuck()
-        lifecycle.register(stuck)
+        register(stuck)
         libhoney.close()
         """
     )
@@ -353,7 +354,6 @@ def test_failure_after_a_fork_concerns_nothing_else(
     """What one transmission raises, or one step, is logged, and the child delivers its events."""
     done = run_program(
         f"""
-        from libhoney.transmission import lifecycle
         others = [libhoney.Client({KEY!r}, "things", api_host=URL) for _ in range(5)]
         def fail(*args):
             raise ValueError("as ordered")
