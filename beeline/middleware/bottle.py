@@ -8,9 +8,6 @@ from typing import Any, Callable
 
 from beeline.middleware import wsgi
 from beeline.middleware.server_span import ServerSpan
-from beeline.propagation.upstream import reserve_fields
-
-reserve_fields("bottle.route")
 
 __all__ = ["HoneyWSGIMiddleware"]
 

@@ -11,15 +11,9 @@ from typing import Any, Callable
 import beeline
 from beeline.context import get_active
 from beeline.diagnostics import warn_of_exception
-from beeline.propagation.upstream import reserve_fields
 from beeline.span import Span
 from beeline.tracer import Tracer
 from libhoney.internal import is_interrupt
-
-reserve_fields(
-    *("db.call_count", "db.duration", "db.error", "db.error_detail", "db.last_insert_id"),
-    *("db.query", "db.query_args", "db.rows_affected", "db.total_duration"),
-)
 
 # How many parameters, or sets of parameters, of one query are recorded; more are only counted.
 MAX_ARGS = 1000

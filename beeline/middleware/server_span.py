@@ -33,18 +33,10 @@ from beeline.middleware.server_request import (
     holds_event,
 )
 from beeline.propagation import Request
-from beeline.propagation.upstream import reserve_fields
 from beeline.scrubbing import exception_text
 from beeline.span import Span
 from beeline.tracer import Tracer
 from libhoney.internal import warn_once
-
-reserve_fields(
-    *("request.content_length", "request.error", "request.error_detail", "request.host"),
-    *("request.method", "request.path", "request.query", "request.remote_addr"),
-    *("request.route", "request.scheme", "request.user_agent", "response.status_code"),
-)
-
 
 T = TypeVar("T")
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, MutableMapping
 from functools import lru_cache
 from typing import Any, Callable
-from urllib.parse import unquote
 
 from beeline.diagnostics import warn_of_exception
-from beeline.middleware.server_request import SERVER_SPAN_KEY, ServerRequest, request_fields
+from beeline.middleware.server_request import ServerRequest, request_fields
 from beeline.middleware.server_span import ServerSpan, find_server_span, start_server_span
 from beeline.middleware.streaming import TracedSteps
 from beeline.wrapping import call_original
@@ -60,11 +59,6 @@ class WSGIRequest(ServerRequest):
         """Return the path where the application is mounted."""
         return _text(self._environ.get("SCRIPT_NAME"))
 
-    def location(self) -> tuple[str, str]:
-        """Return, unquoted, where the application is mounted and the path below."""
-        mount, path = self._environ.get("SCRIPT_NAME"), self._environ.get("PATH_INFO")
-        return unquote(_text(mount) or ""), unquote(_text(path) or "")
-
     def query(self) -> str | None:
         """Return the query as it was sent, without its question mark."""
         return self._environ.get("QUERY_STRING")
@@ -76,14 +70,6 @@ class WSGIRequest(ServerRequest):
     def environ(self) -> MutableMapping[str, Any]:
         """Return the WSGI environment."""
         return self._environ
-
-    def get_mark(self) -> Any:
-        """Return the mark in the environment."""
-        return self._environ.get(SERVER_SPAN_KEY)
-
-    def set_mark(self, span: Any) -> None:
-        """Set the mark in the environment."""
-        self._environ[SERVER_SPAN_KEY] = span
 
     def request_context(self) -> dict[str, Any]:
         """Return the fields of the request's span."""

@@ -9,15 +9,9 @@ import beeline
 from beeline.context import get_active
 from beeline.diagnostics import warn_of_exception
 from beeline.exceptions import interrupted_by
-from beeline.propagation.upstream import reserve_fields
 from beeline.scrubbing import exception_text, mask_url, text_of
 from beeline.span import Span
 from beeline.tracer import Tracer
-
-reserve_fields(
-    *("request.error", "request.error_type", "request.method", "request.uri", "request.url"),
-    *("response.content_length", "response.content_type", "response.status_code"),
-)
 
 _HEADER_NAME = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")

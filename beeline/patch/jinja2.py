@@ -13,13 +13,10 @@ from beeline.context import get_current
 from beeline.decorators import traced
 from beeline.diagnostics import warn_of_exception
 from beeline.patch._install import install
-from beeline.propagation.upstream import reserve_fields
 from beeline.scope import SpanScope
 from beeline.span import Span
 from beeline.tracer import Tracer
 from libhoney.internal import is_interrupt
-
-reserve_fields("template.name")
 
 # Applications rely on what `from beeline.patch.jinja2 import *` imports.
 __all__ = ["beeline", "wrap_function_wrapper"]

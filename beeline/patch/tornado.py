@@ -21,13 +21,10 @@ from beeline.diagnostics import warn_of_exception
 from beeline.middleware.server_request import ServerRequest, request_fields
 from beeline.middleware.server_span import ServerSpan, start_server_span
 from beeline.patch._install import install
-from beeline.propagation.upstream import reserve_fields
 from beeline.scrubbing import exception_text
 from beeline.span import Span
 from beeline.wrapping import call_original
 from libhoney.internal import is_interrupt
-
-reserve_fields("tornado.handler")
 
 # Applications rely on what `from beeline.patch.tornado import *` imports.
 __all__ = ["beeline", "log_exception", "log_request", "tornado", "wrap_function_wrapper"]

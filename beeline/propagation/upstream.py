@@ -1,9 +1,8 @@
 """Trace fields that an upstream service sends: which of them become fields of spans here.
 
 Anybody may send the header. So its fields never replace what this service says of itself: names
-that spans set themselves, at times, are reserved. Those of this library are reserved from the
-start: a service may import a patch after the header was read, or set such a field itself. A module
-that sets others reserves them when it is imported.
+that spans set themselves, at times, are reserved. They stand here, not in the modules that set
+them: a service may import one of those after the header was read, or set such a field itself.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 # Trace fields that travel with a trace without being fields of its events (W3C Trace Context).
 _CARRIED = frozenset({"traceflags", "tracestate"})
 _RESERVED_PREFIXES = ("trace.", "meta.", "service", "rollup.")
-_reserved = {
+_RESERVED_NAMES = {
     *("name", "type", "duration_ms", "parser_hook_error"),
     *("app.exception_type", "app.exception_string", "app.exception_stacktrace"),
     *("request.content_length", "request.error", "request.error_detail"),
@@ -32,11 +31,6 @@ _reserved = {
     *("db.query", "db.query_args", "db.rows_affected", "db.total_duration"),
     *("bottle.route", "django.view_func", "template.name", "tornado.handler"),
 }
-
-
-def reserve_fields(*names: str) -> None:
-    """Ignore fields of these names in headers from now on: spans of this process set them."""
-    _reserved.update(names)
 
 
 def take_over_fields(trace: Any, upstream_fields: Any, common: FieldHolder) -> None:
@@ -54,7 +48,7 @@ def take_over_fields(trace: Any, upstream_fields: Any, common: FieldHolder) -> N
         elif not (
             not isinstance(name, str)
             or name in own
-            or name in _reserved
+            or name in _RESERVED_NAMES
             or name.startswith(_RESERVED_PREFIXES)
         ):
             trace.fields[name] = value

@@ -390,10 +390,10 @@ class Poster:
     def post(
         self, delivery: Delivery, body: bytes, headers: dict[str, str], deadline: float
     ) -> tuple[int, Any, bytes]:
-        """Return an answer's status, headers and body; raise what the client raises.
+        """Return a response's status, headers and body; raise what the client raises.
 
-        To connect, to send, and then the whole answer may take `HTTP_TIMEOUT` each, or what is left
-        until `deadline`, in monotonic seconds, where that is less.
+        To connect, to send, and to read the whole response may take `HTTP_TIMEOUT` each, or the
+        time until `deadline`, in monotonic seconds, if that is less.
         """
         direct = _import_direct()
         timeout = min(HTTP_TIMEOUT, max(0.001, deadline - monotonic()))

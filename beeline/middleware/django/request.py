@@ -6,17 +6,15 @@ import functools
 import re
 from collections.abc import MutableMapping
 from typing import Any
+from urllib.parse import unquote
 
 from asgiref.sync import AsyncToSync, SyncToAsync
 from django.conf import settings
 
 from beeline.middleware.server_request import SERVER_SPAN_KEY
 from beeline.middleware.wsgi import WSGIRequest
-from beeline.propagation.upstream import reserve_fields
 from beeline.scrubbing import mask_parameters
 from libhoney.internal import is_interrupt
-
-reserve_fields("django.view_func", "request.post", "request.secure", "request.xhr")
 
 # Queries that Django decodes to the same text.
 _is_plain_query = re.compile(r"[\w.~-]+=[\w.~-]*(?:&[\w.~-]+=[\w.~-]*)*", re.ASCII).fullmatch
@@ -55,6 +53,10 @@ class DjangoRequest(WSGIRequest):
     def path(self) -> str | None:
         """Return the path, with that of the mount point."""
         return self._request.path  # type: ignore[no-any-return]
+
+    def location(self) -> tuple[str, str]:
+        """Return, unquoted, where the application is mounted and the path below."""
+        return unquote(self.mount() or ""), unquote(super().path() or "")
 
     def middleware_request(self) -> Any:
         """Return the `HttpRequest`."""
