@@ -11,10 +11,9 @@ import requests
 from wrapt import wrap_function_wrapper  # exported
 
 import beeline
-from beeline.diagnostics import LOGGER_NAME, warn_of_exception
+from beeline.diagnostics import warn_of_exception
 from beeline.patch._install import install
 from beeline.patch.client_span import ClientSpan, start_client_span
-from libhoney.internal import get_logger, is_interrupt, warn_once
 
 # Applications rely on what `from beeline.patch.requests import *` imports.
 __all__ = ["beeline", "request", "requests", "wrap_function_wrapper"]
@@ -174,11 +173,8 @@ def _call_safely(step: Callable[[Any], Any], prepared: Any) -> Any:
     """Return what a step returns for a request; log an exception and return None."""
     try:
         return step(prepared)
-    except Exception as error:
-        if is_interrupt(error):
-            raise
-        message = "a request is sent without its trace's headers"
-        warn_once(get_logger(LOGGER_NAME), message, message, exc_info=True)
+    except Exception:
+        warn_of_exception("a request is sent without its trace's headers")
         return None
 
 
